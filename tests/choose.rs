@@ -392,18 +392,60 @@ fn a_path_that_is_not_utf8_needs_a_source_name() {
 }
 
 #[test]
-fn a_source_that_became_empty_is_a_problem_once() {
+fn no_snapshot_is_made_of_a_source_that_became_empty() {
     let site = with_names(&["a", "d/b"]);
     backup(&site, &[]);
+    let away = site.path().join("away");
+    fs::rename(site.source(), &away).unwrap();
+    fs::create_dir(site.source()).unwrap();
+    for (arguments, is_first) in
+        [(&["--dry-run"][..], true), (&[], true), (&[], false), (&["--skip-if-unchanged"], false)]
+    {
+        let run = site.backup(arguments).code(3);
+        assert_eq!(run.stderr.contains("it is empty, but was not in the last backup (entries: 3)"), is_first, "{run}");
+        says(&run, "the last snapshot has 2 files, and now there are 0; no snapshot was made");
+        let summary = run.json();
+        assert!(summary["snapshot_id"].is_null() && summary["shrunk"] == true, "{run}");
+        assert_eq!(snapshots(&site).len(), 1);
+    }
+    // When the files are back, they are as they were.
+    fs::remove_dir(site.source()).unwrap();
+    fs::rename(&away, site.source()).unwrap();
+    let back = backup(&site, &[]);
+    assert_eq!((number(&back, "files_unmodified"), back["shrunk"] == false), (2, true), "{back}");
     fs::remove_dir_all(site.source()).unwrap();
     fs::create_dir(site.source()).unwrap();
-    let dry = site.backup(&["--dry-run"]).code(3);
-    says(&dry, "it is empty, but was not in the last backup (entries: 3)");
-    let run = site.backup(&[]).code(3);
-    says(&run, "it is empty, but was not in the last backup (entries: 3)");
-    assert!(run.json()["snapshot_id"].is_string() && names(&site, "latest").is_empty());
+    let allowed = site.backup(&["--allow-shrink"]).code(3).json();
+    assert!(allowed["snapshot_id"].is_string() && names(&site, "latest").is_empty(), "{allowed}");
     // The last snapshot is empty, too.
     backup(&site, &[]);
+    site.brackfs(&["check", "--read-data"]).ok();
+    site.brackfs(&["catalog", "verify"]).ok();
+}
+
+#[test]
+fn a_source_may_lose_only_a_part_of_its_files() {
+    let all: Vec<_> = (0..30).map(|number| format!("d/{number}")).collect();
+    let site = with_names(&all.iter().map(String::as_str).collect::<Vec<_>>());
+    backup(&site, &[]);
+    let remove = |numbers: std::ops::Range<usize>| {
+        numbers.for_each(|number| fs::remove_file(site.source().join(&all[number])).unwrap());
+    };
+    // A new file of a refused backup is not stored again.
+    site.write("new", noise("new", 3 * MIB));
+    remove(0..15);
+    says(&site.backup(&["--max-shrink", "40%"]).code(3), "the last snapshot has 30 files, and now there are 16");
+    let half = backup(&site, &[]);
+    assert_eq!((number(&half, "files"), number(&half, "data_packs")), (16, 0), "{half}");
+    site.write("new", "x");
+    backup(&site, &["--allow-shrink"]);
+    // Of fewer than 20 files, all but one may go.
+    remove(15..30);
+    backup(&site, &[]);
+    for wrong in [&["--max-shrink", "101%"][..], &["--max-shrink", "x"], &["--max-shrink", "5%", "--allow-shrink"]] {
+        site.backup(wrong).code(2);
+    }
+    site.brackfs(&["check", "--read-data"]).ok();
 }
 
 #[test]

@@ -169,7 +169,10 @@ impl<'a> Invocation<'a> {
         let catalog = look(repository, &self.repository_state(repository), monitor, stop)?;
         let source = catalog.source(&self.scope.name)?.map(|(row, _)| row);
         expect_as_before(&catalog, source, monitor)?;
-        self.walk(self.watch, catalog, source, Preview::new(&self.scope.name, self.scope.root(), monitor))
+        let before = source.map(|source| catalog.latest_size(source)).transpose()?.flatten().map(|(files, _)| files);
+        let guard = self.options.policy.guard.as_ref();
+        let preview = Preview::new(&self.scope.name, self.scope.root(), before, guard, monitor);
+        self.walk(self.watch, catalog, source, preview)
     }
 
     /// Returns the result of a backup that finds the source as in its last snapshot, and has nothing else to do. `None` if a
@@ -343,8 +346,16 @@ impl<'a> Invocation<'a> {
             let root = Parent::Source(source.row);
             let by_ctime = reading.identity.ctime;
             let assembler = Assembler::new(nodes, root, self.scope.root(), &setup, by_ctime, monitor);
-            let plan =
-                SnapshotPlan { session, scope: &self.scope, source, reading, policy, started: self.started, stop };
+            let plan = SnapshotPlan {
+                session,
+                scope: &self.scope,
+                source,
+                reading,
+                policy,
+                started: self.started,
+                monitor,
+                stop,
+            };
             following.follow(SnapshotMaker::new(plan, assembler))
         })
     }

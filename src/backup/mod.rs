@@ -10,6 +10,7 @@
 //! - [`invocation`]: one backup from start to end
 //! - [`pipeline`]: starts the walk and the readers, and hands their events to a follower
 //! - [`snapshot`]: the follower of a backup; [`preview`]: that of a dry run; [`glance`]: that of a look for changes
+//! - [`shrink`]: the guard against a source that lost most of its files
 //! - [`walk`]: finds out which directories and files there are, and which of them changed
 //! - [`read`]: reads files
 //! - [`store`]: makes tree nodes and blocks, and stores them
@@ -27,6 +28,7 @@ mod options;
 mod pipeline;
 mod preview;
 mod read;
+mod shrink;
 mod snapshot;
 mod store;
 mod summary;
@@ -38,4 +40,5 @@ pub use options::{
     CHUNK_SIZE, COMMIT_INTERVAL, COMPRESSION, MERGE_FILES_UNDER, Options, RETRIES, Reading, RunPolicy, SETTLE_MAX,
     Selection, Storing, Stream, StreamSource, check_tag,
 };
+pub use shrink::{FEW, Guard};
 pub use summary::Summary;

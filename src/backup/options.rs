@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::shrink::Guard;
 use crate::catalog::stats::ComparedFields;
 use crate::format::Timestamp;
 use crate::inventory::READ_AGAIN;
@@ -143,6 +144,8 @@ pub struct RunPolicy {
     pub time: Option<Timestamp>,
     /// The host name in the snapshot instead of this machine's.
     pub host: Option<String>,
+    /// How much the source may lose; `None` for everything.
+    pub guard: Option<Guard>,
     /// Make no snapshot if nothing changed.
     pub skip_if_unchanged: bool,
     /// The identity of the target ([`Location::identity`](crate::storage::Location::identity)), if it is enough to look for
@@ -168,6 +171,7 @@ impl Default for RunPolicy {
             tags: Vec::new(),
             time: None,
             host: None,
+            guard: Some(Guard::default()),
             skip_if_unchanged: false,
             daily_at: None,
             early: None,

@@ -8,6 +8,7 @@ use std::path::Path;
 use super::entry::change;
 use super::error::Error;
 use super::pipeline::Follower;
+use super::shrink::Guard;
 use super::summary::Summary;
 use super::walk::event::Event;
 use super::walk::path_stack::PathStack;
@@ -21,14 +22,24 @@ pub(super) struct Preview<'a> {
     /// The source's name.
     source: &'a str,
     path: PathStack,
+    /// The number of files in the last snapshot.
+    before: Option<u64>,
+    guard: Option<&'a Guard>,
+    root: &'a Path,
     /// Bytes of files that would be read.
     read_bytes: u64,
 }
 
 impl<'a> Preview<'a> {
     /// A preview of the tree at `root`.
-    pub(super) fn new(source: &'a str, root: &Path, monitor: &'a dyn Monitor) -> Self {
-        Preview { monitor, source, path: PathStack::new(root), read_bytes: 0 }
+    pub(super) fn new(
+        source: &'a str,
+        root: &'a Path,
+        before: Option<u64>,
+        guard: Option<&'a Guard>,
+        monitor: &'a dyn Monitor,
+    ) -> Self {
+        Preview { monitor, source, path: PathStack::new(root), before, guard, root, read_bytes: 0 }
     }
 }
 
@@ -76,8 +87,14 @@ impl Follower for Preview<'_> {
         Ok(false)
     }
 
-    fn finish(self, counts: WalkCounts) -> Result<Summary, Error> {
+    fn finish(self, mut counts: WalkCounts) -> Result<Summary, Error> {
+        let refusal = self.guard.and_then(|guard| guard.refusal(self.before, &counts));
+        if let Some(why) = &refusal {
+            self.monitor.problem(self.root, why);
+            counts.problems += 1;
+        }
         Ok(Summary {
+            shrunk: refusal.is_some(),
             dry_run: true,
             read_files: counts.new + counts.changed,
             read_bytes: self.read_bytes,

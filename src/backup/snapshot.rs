@@ -25,6 +25,7 @@ use crate::format::id::{SnapshotId, SourceId};
 use crate::format::name::{self, SnapshotName};
 use crate::format::snapshot::{Snapshot, Statistics};
 use crate::format::usage::Labels;
+use crate::monitor::Monitor;
 use crate::session::{NewSnapshot, Session};
 use crate::source::{EntryMount, now};
 
@@ -43,6 +44,7 @@ pub(super) struct SnapshotPlan<'a> {
     pub(super) reading: &'a Reading,
     pub(super) policy: &'a RunPolicy,
     pub(super) started: Timestamp,
+    pub(super) monitor: &'a dyn Monitor,
     pub(super) stop: &'a AtomicBool,
 }
 
@@ -67,18 +69,30 @@ impl Follower for SnapshotMaker<'_> {
         self.assembler.prepare_retry()
     }
 
-    fn finish(self, walked: WalkCounts) -> Result<Summary, Error> {
+    fn finish(self, mut walked: WalkCounts) -> Result<Summary, Error> {
         let plan = self.plan;
         let mut tree = self.assembler.finish()?;
         // An interrupt that ended the program that fills a pipe may look like the end of the pipe at first.
         if plan.stop.load(Ordering::Relaxed) {
-            return Err(keep_stored(&mut tree));
+            return Err(keep_stored(&mut tree).unwrap_or(Error::Interrupted));
         }
         let previous = tree.nodes.catalog().latest_snapshot(plan.source.row)?;
         let base = tree.nodes.catalog().newest_base(plan.source.row)?;
         // The walk found the tree unchanged since the base. That may be forgotten, and the one before it differ.
         let is_base = previous.as_ref().map(|row| &row.name) == base.as_ref().map(|(name, _)| name);
         let is_same = is_base && plan.is_unchanged(&tree.root, &walked, previous.as_ref());
+        let before = previous.as_ref().map(|row| row.files);
+        let refusal = plan.policy.guard.as_ref().and_then(|guard| guard.refusal(before, &walked));
+        if let Some(why) = refusal {
+            // The catalog goes on from the last snapshot, and stored content is not stored again.
+            if let Some(error) = keep_stored(&mut tree) {
+                return Err(error);
+            }
+            plan.monitor.problem(plan.scope.root(), &why);
+            walked.problems += 1;
+            let stored = tree.nodes.blocks().packer().counts();
+            return Ok(Summary { shrunk: true, ..plan.summary(None, walked, tree.counts, stored) });
+        }
         let snapshot = if is_same && plan.policy.skip_if_unchanged && previous.is_some() {
             skip_snapshot(&mut tree)?;
             None
@@ -94,13 +108,13 @@ impl Follower for SnapshotMaker<'_> {
     }
 }
 
-/// Commits the stored content, without a snapshot. Returns the error that ends the run.
-fn keep_stored(tree: &mut AssembledTree<'_>) -> Error {
+/// Commits the stored content, without a snapshot. Returns an error if that fails.
+fn keep_stored(tree: &mut AssembledTree<'_>) -> Option<Error> {
     let mut commit = || -> Result<(), Error> {
         tree.nodes.catalog().set_finished()?;
         tree.nodes.commit()
     };
-    commit().err().unwrap_or(Error::Interrupted)
+    commit().err()
 }
 
 /// Commits the changes of the catalog, without a snapshot.
@@ -224,6 +238,7 @@ impl SnapshotPlan<'_> {
         Summary {
             snapshot,
             source: self.scope.name.clone(),
+            shrunk: false,
             dry_run: false,
             new_files: walked.new,
             changed_files: walked.changed,

@@ -8,10 +8,12 @@ use crate::format::name::SnapshotName;
 /// The result of a backup.
 #[derive(Debug, Clone)]
 pub struct Summary {
-    /// The new snapshot. `None`: a dry run, or nothing changed and no snapshot was wanted then.
+    /// The new snapshot. `None`: a dry run, nothing changed and no snapshot was wanted then, or the source has shrunk.
     pub snapshot: Option<SnapshotName>,
     /// The source's name.
     pub source: String,
+    /// The source has lost so many files that no snapshot was made.
+    pub shrunk: bool,
     /// Nothing was stored; a backup would read `read_files` and `read_bytes`.
     pub dry_run: bool,
     /// Files that the last backup does not have.
@@ -54,6 +56,7 @@ impl Summary {
         Summary {
             snapshot: None,
             source: source.to_owned(),
+            shrunk: false,
             dry_run: false,
             new_files: counts.new,
             changed_files: counts.changed,

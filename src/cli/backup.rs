@@ -16,14 +16,14 @@ use super::show::{name_time, parse_time, rate, size};
 use super::signals::stop_on_signals;
 use super::terminal::is_interactive;
 use crate::backup::{
-    self, COMPRESSION, Options, RETRIES, Reading, RunPolicy, Selection, Storing, Stream, StreamSource, Summary,
+    self, COMPRESSION, Guard, Options, RETRIES, Reading, RunPolicy, Selection, Storing, Stream, StreamSource, Summary,
 };
 use crate::catalog::stats::ComparedFields;
 use crate::failure::FailureKind;
 use crate::format::snapshot::{PATHS, TAGS};
 use crate::format::{Timestamp, name};
 use crate::monitor::count;
-use crate::quantity::{parse_duration, parse_size};
+use crate::quantity::{parse_duration, parse_percent, parse_size};
 use crate::session::EarlyRuns;
 
 /// Back up files
@@ -38,8 +38,9 @@ use crate::session::EarlyRuns;
 /// (--commit-interval), and removes leftovers.
 ///
 /// If a file can't be read, vanishes, or keeps changing while it is read, the backup reports it, continues, and exits with
-/// code 3. It does the same if the source, or one of several PATHs, was not empty in the last backup and is now empty or
-/// entirely excluded, or if it had a file system mounted on it that is now gone.
+/// code 3. It does the same if one of several PATHs was not empty in the last backup and is now empty or entirely excluded, or
+/// if it had a file system mounted on it that is now gone. If the source is empty, or lost most of its files, no snapshot is
+/// made (--max-shrink).
 ///
 /// At most 384 KiB of extended attributes are stored for each file. A file with more, or with more than the 64 KiB of
 /// attribute names that Linux can list, is reported. A directory whose names take more than 1 GiB, or that is more than
@@ -189,6 +190,15 @@ pub(super) struct Args {
     /// DURATION is a number with ms, s, m, h or d. Shorter intervals make more objects in the repository and more disk syncs.
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = parse_duration)]
     commit_interval: Duration,
+    /// Make no snapshot if the source lost more than PERCENT of its files
+    ///
+    /// Such a source may be a file system that is not mounted. The backup reports the numbers of files before and now, and exits
+    /// with code 3. Older snapshots stay. A source with fewer than 20 files in its last snapshot is refused only if it is empty.
+    #[arg(long, value_name = "PERCENT", default_value = "90%", value_parser = parse_shrink)]
+    max_shrink: f64,
+    /// Make a snapshot no matter how many files the source lost
+    #[arg(long, conflicts_with = "max_shrink")]
+    allow_shrink: bool,
     /// Make no snapshot if nothing changed since the source's last snapshot
     ///
     /// Files are compared with the catalog. If the repository is on a server and nothing changed, the server is contacted only
@@ -246,7 +256,8 @@ pub(super) struct Args {
     /// Print the result, problems and progress as JSON, one object per line
     ///
     /// The result is the last line on standard output. It has message_type summary and the fields dry_run, snapshot_id and
-    /// time (both null if no snapshot was made), source, files_new, files_changed, files_unmodified, files_read, files,
+    /// time (both null if no snapshot was made), source, shrunk (whether the source lost so many files that no snapshot was
+    /// made), files_new, files_changed, files_unmodified, files_read, files,
     /// directories, others, bytes, bytes_read, bytes_added (new data before compression), data_packs, data_bytes,
     /// tree_packs, tree_bytes, stored_bytes, problems, seconds. In a dry run, files_read and bytes_read count the files that
     /// a backup would read.
@@ -310,6 +321,11 @@ const CHOOSING: [&str; 7] = [
     "exclude_nodump",
     "one_file_system",
 ];
+
+/// Parses the part of its files that a source may lose.
+fn parse_shrink(text: &str) -> Result<f64, String> {
+    parse_percent(text, 100)
+}
 
 /// Parses a time that the name of a snapshot can have.
 fn parse_snapshot_time(text: &str) -> Result<Timestamp, String> {
@@ -396,6 +412,7 @@ impl Args {
                 tags: self.tags(),
                 time: self.time,
                 host: self.host.clone(),
+                guard: (!self.allow_shrink).then_some(Guard { max_shrink: self.max_shrink, ..Guard::default() }),
                 skip_if_unchanged: self.skip_if_unchanged,
                 daily_at,
                 early,
@@ -416,6 +433,7 @@ fn as_json(summary: &Summary) -> serde_json::Value {
         "snapshot_id": summary.snapshot.as_ref().map(|name| name.id.to_string()),
         "time": summary.snapshot.as_ref().map(|name| name_time(&name.time)),
         "source": summary.source,
+        "shrunk": summary.shrunk,
         "files_new": summary.new_files,
         "files_changed": summary.changed_files,
         "files_unmodified": summary.unmodified_files,
@@ -440,6 +458,7 @@ fn print_summary(summary: &Summary) {
     match &summary.snapshot {
         _ if summary.dry_run => output::message(format!("dry run of {}: nothing is stored", summary.source)),
         Some(name) => output::message(format!("snapshot {} of {}", name.id.short(), summary.source)),
+        None if summary.shrunk => output::message(format!("no snapshot of {} was made", summary.source)),
         None => output::message(format!("nothing changed in {}, no snapshot was made", summary.source)),
     }
     output::message(format!(

@@ -119,10 +119,10 @@ pub fn exit_codes(command: &Command) -> Vec<(String, String)> {
         "prune" => "Done, but some packs are damaged; they were reported and stay.",
         "forget" => "Done, but with \\-\\-prune, some packs are damaged; they were reported and stay.",
         "backup" => {
-            "Done, but some source files could not be read consistently, a source that was not empty before is now empty, or packs of the repository are lost; all were reported."
+            "Done, but some source files could not be read consistently, a source lost most of its files, or packs of the repository are lost; all were reported."
         }
         _ => {
-            "Done, but some source files could not be read consistently, a source that was not empty before is now empty, or packs of the repository are lost or damaged; all were reported."
+            "Done, but some source files could not be read consistently, a source lost most of its files, or packs of the repository are lost or damaged; all were reported."
         }
     };
     let done = if is(command, &["check", "verify"]) { "Done, and no problems were found." } else { "Done." };

@@ -9,8 +9,8 @@ use super::place::{Mistakes, Place, suggestion};
 use super::settings::{Settings, Used};
 use super::target::Conditions;
 use super::value::Table;
-use crate::backup::{Options, Stream, StreamSource, check_tag};
-use crate::quantity::{parse_duration, parse_size};
+use crate::backup::{Guard, Options, Stream, StreamSource, check_tag};
+use crate::quantity::{parse_duration, parse_percent, parse_size};
 use crate::retention::{Age, Count, Period, Policy, Rule};
 
 /// What is backed up, and where to.
@@ -103,6 +103,9 @@ fn shared(
     policy.tags.dedup();
     set(&mut policy.skip_if_unchanged, settings.flag("skip-if-unchanged"));
     set(&mut policy.low_memory, settings.flag("low-memory"));
+    if let Some(guard) = settings.table("guard", guard) {
+        policy.guard = Some(guard);
+    }
     policy.commit_interval = settings.quantity("commit-interval", parse_duration).unwrap_or(policy.commit_interval);
     policy.recheck = settings.quantity("recheck", parse_size).unwrap_or(policy.recheck);
     (to(settings, targets), keep(settings), Conditions::read(settings))
@@ -114,6 +117,17 @@ fn number(text: &str) -> Result<u32, &'static str> {
 
 fn level(text: &str) -> Result<i32, &'static str> {
     text.parse().ok().filter(|level| (1..=19).contains(level)).ok_or("write a level from 1 to 19")
+}
+
+/// How much a source may lose.
+fn guard(settings: &mut Settings<'_>) -> Guard {
+    let standard = Guard::default();
+    Guard {
+        max_shrink: settings.quantity("max-shrink", |text| parse_percent(text, 100)).unwrap_or(standard.max_shrink),
+        min_files: settings
+            .quantity("min-files", |text| text.parse().map_err(|_| "write a whole number"))
+            .unwrap_or(standard.min_files),
+    }
 }
 
 /// The targets of a source.
