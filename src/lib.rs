@@ -39,9 +39,10 @@
 //! | `dump` | `archive` `format` `monitor` `failure` |
 //! | `retention` | `archive` `session` `inventory` `catalog` `state` `repository` `format` `monitor` `failure` |
 //! | `config` | `backup` `prune` `retention` `storage` `quantity` `failure` |
+//! | `job` | `config` `backup` `prune` `retention` `session` `source` `state` `repository` `storage` `monitor` `sys` `failure` |
 //! | `history` | `archive` `source` `format` `monitor` `failure` |
 //! | `check` | `archive` `reader` `repository` `source` `storage` `crypt` `format` `monitor` `failure` |
-//! | `cli` | `archive` `backup` `catalog` `check` `config` `crypt` `dump` `format` `history` `init` `inventory` `sys` `monitor` `mount` `prune` `quantity` `reader` `repository` `restore` `retention` `session` `state` `storage` `failure` |
+//! | `cli` | `archive` `backup` `catalog` `check` `config` `crypt` `dump` `format` `history` `init` `inventory` `job` `sys` `monitor` `mount` `prune` `quantity` `reader` `repository` `restore` `retention` `session` `state` `storage` `failure` |
 //! <!-- /layers -->
 
 // Tests of targets remove objects without a session.
@@ -60,6 +61,7 @@ pub mod format;
 pub mod history;
 pub mod init;
 pub mod inventory;
+pub mod job;
 pub mod monitor;
 pub mod mount;
 pub mod prune;

@@ -1,6 +1,7 @@
 //! This machine's state directory: a folder for each repository, readable by its user only.
 //!
 //! ```text
+//! <state>/journal.sqlite                       the steps of configured runs
 //! <state>/<repository id>/host.key             the host key of this machine (hosts only)
 //! <state>/<repository id>/host.key.new         the host key of an unfinished adoption
 //! <state>/<repository id>/owner.asc            a copy of the owner's locked key, if the repository has one (hosts only)
@@ -118,6 +119,14 @@ impl Lock {
     }
 }
 
+/// Creates a folder and those above it durably, accessible by their user only.
+pub fn create_folder(folder: &Path) -> io::Result<()> {
+    let missing: Vec<_> = folder.ancestors().take_while(|folder| !folder.is_dir()).collect();
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    // A new folder is durable once its parent is synced.
+    missing.iter().filter_map(|folder| folder.parent()).try_for_each(sync_path)
+}
+
 impl RepositoryState {
     /// The state of repository `id` in the state directory `state`. Does not access the file system.
     pub fn new(state: &Path, id: RepositoryId) -> Self {
@@ -131,13 +140,7 @@ impl RepositoryState {
 
     /// Creates the folder durably, accessible by its user only.
     pub fn create(&self) -> Result<(), Error> {
-        let missing: Vec<_> = self.folder.ancestors().take_while(|folder| !folder.is_dir()).collect();
-        let make = || -> io::Result<()> {
-            DirBuilder::new().recursive(true).mode(0o700).create(&self.folder)?;
-            // A new folder is durable once its parent is synced.
-            missing.iter().filter_map(|folder| folder.parent()).try_for_each(sync_path)
-        };
-        make().map_err(|source| self.failed("create", &self.folder, source))
+        create_folder(&self.folder).map_err(|source| self.failed("create", &self.folder, source))
     }
 
     /// Removes the files that `init` creates, after it has failed. Best effort.

@@ -12,6 +12,7 @@ use super::global::Global;
 use super::output;
 use super::reader_args::{FirstUse, ReaderArgs, SMALL_CACHE};
 use super::recipients::read_certificate;
+use super::repository_arg::Use;
 use super::show::printable;
 use super::signals::stop_on_signals;
 use crate::inventory::{Inventory, host_access, host_key};
@@ -74,8 +75,9 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
-    let repository = args.reader.repository.open(global)?;
-    RepositoryState::forget_looks(&global.state()?, &args.reader.repository.located(global).identity());
+    let place = args.reader.repository.resolve(global)?;
+    let repository = place.open(Use::Command, global, Vec::new())?;
+    RepositoryState::forget_looks(&global.state()?, &place.location.identity());
     let state = RepositoryState::new(&global.state()?, repository.id());
     let recipients = args.recipient.iter().map(|path| read_certificate(path)).collect::<Result<Vec<_>>>()?;
     let (monitor, stop) = (global.monitor(args.json), stop_on_signals()?);

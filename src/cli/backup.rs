@@ -11,7 +11,7 @@ use serde_json::json;
 use super::exit::{self, Usage};
 use super::global::Global;
 use super::output;
-use super::repository_arg::{RepositoryArg, Use};
+use super::repository_arg::{Place, RepositoryArg, Use};
 use super::show::{name_time, parse_time, rate, size};
 use super::signals::stop_on_signals;
 use super::terminal::is_interactive;
@@ -276,7 +276,8 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
-    let options = args.options(global)?;
+    let place = args.repository.resolve(global)?;
+    let options = args.options(&place, global)?;
     for (count, limit, what) in
         [(options.policy.tags.len(), TAGS, "tags"), (options.selection.paths.len(), PATHS, "paths")]
     {
@@ -290,13 +291,13 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let state = global.state()?;
     let open = || {
         let ahead = options.policy.early.map(|runs| runs.reads()).unwrap_or_default();
-        let repository = args.repository.open_for(Use::Command, global, ahead)?;
+        let repository = place.open(Use::Command, global, ahead)?;
         monitor.start();
         anyhow::Ok(repository)
     };
     // Packs are verified again only by a backup that opens the repository.
     let may_skip = args.skip_if_unchanged && !args.dry_run && args.recheck == RunPolicy::default().recheck;
-    let result = if may_skip && args.repository.is_remote() {
+    let result = if may_skip && place.location.is_remote() {
         backup::back_up_if_changed(open, &state, &options, &monitor, &stop)
     } else {
         backup::back_up(&open()?, &state, &options, &monitor, &stop).map_err(anyhow::Error::from)
@@ -373,12 +374,12 @@ impl Args {
         tags
     }
 
-    fn options(&self, global: &Global) -> Result<Options> {
-        let location = self.repository.located(global);
+    fn options(&self, place: &Place, global: &Global) -> Result<Options> {
+        let location = &place.location;
         let daily_at = location.is_remote().then(|| location.identity());
         // A dry run opens no session.
-        let place = daily_at.as_deref().filter(|_| !self.dry_run);
-        let early = place.and_then(|place| EarlyRuns::at(&global.state().ok()?, place));
+        let identity = daily_at.as_deref().filter(|_| !self.dry_run);
+        let early = identity.and_then(|identity| EarlyRuns::at(&global.state().ok()?, identity));
         let within = |name: &str, value: u64, least: u64, most: u64| {
             let why = || Usage(format!("--{name} must be from {} to {}", size(least), size(most)));
             if (least..=most).contains(&value) { Ok(value as usize) } else { Err(why()) }

@@ -5,7 +5,7 @@ use std::error::Error;
 use super::show;
 use crate::failure::{Failure, FailureKind};
 use crate::{
-    archive, backup, catalog, check, crypt, dump, history, init, inventory, prune, reader, repository, restore,
+    archive, backup, catalog, check, config, crypt, dump, history, init, inventory, prune, reader, repository, restore,
     retention, session, state,
 };
 
@@ -54,13 +54,14 @@ pub(super) fn kind(error: &anyhow::Error) -> FailureKind {
 type KindOf = fn(&(dyn Error + 'static)) -> Option<FailureKind>;
 
 /// The types of [`Failure`] that reach the command line: an error in a chain can only be found by its type.
-const FAILURES: [KindOf; 19] = [
+const FAILURES: [KindOf; 20] = [
     kind_of::<Usage>,
     kind_of::<NoSecret>,
     kind_of::<archive::Error>,
     kind_of::<backup::Error>,
     kind_of::<catalog::Error>,
     kind_of::<check::Error>,
+    kind_of::<config::Error>,
     kind_of::<crypt::Error>,
     kind_of::<dump::Error>,
     kind_of::<history::Error>,

@@ -46,8 +46,8 @@ use crate::state::RepositoryState;
 /// snapshots, or names a tag or source that does not exist.
 ///
 /// At a terminal, a table of all snapshots is printed first, with the reasons why each one stays. Without a terminal,
-/// as in a cron job, a policy that would forget more than half of a source is refused unless --force is given.
-/// Snapshots made since the last forget do not count for this.
+/// as in a cron job, a policy that would forget more than half of a source, and more than one snapshot, is refused unless
+/// --force is given. Snapshots made since the last forget do not count for this.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use super::terminal::Terminal;
+use crate::config::{self, Config};
 
 /// Heading of these options in help and manual pages.
 const HEADING: &str = "Common options";
@@ -24,6 +25,12 @@ pub(super) struct Global {
     /// The log has ids, sizes and durations. It has no names of files, no content and no secrets.
     #[arg(long, global = true, value_name = "FILE", help_heading = HEADING)]
     pub(super) log: Option<PathBuf>,
+    /// Read the configuration in FILE [default: /etc/brackfs/config.toml for root, else
+    /// $XDG_CONFIG_HOME/brackfs/config.toml or ~/.config/brackfs/config.toml]
+    ///
+    /// The files *.toml in the folder conf.d beside it belong to the configuration.
+    #[arg(long, global = true, env = "BRACKFS_CONFIG", value_name = "FILE", help_heading = HEADING)]
+    pub(super) config: Option<PathBuf>,
     /// Keep this machine's catalogs and keys in DIR [default: /var/lib/brackfs for root, else
     /// $XDG_STATE_HOME/brackfs or ~/.local/state/brackfs]
     #[arg(long, global = true, env = "BRACKFS_STATE_DIR", value_name = "DIR", help_heading = HEADING)]
@@ -31,6 +38,34 @@ pub(super) struct Global {
 }
 
 impl Global {
+    /// The configuration; `None` if there is none, and none was named.
+    pub(super) fn config(&self) -> Result<Option<Config>> {
+        match self.config_file()? {
+            Some(file) => Ok(Some(Config::load(&file)?)),
+            None => Ok(None),
+        }
+    }
+
+    /// The configuration of a command that needs one.
+    pub(super) fn required_config(&self) -> Result<Config> {
+        Ok(Config::load(&self.config_path()?)?)
+    }
+
+    /// The configuration file, if it exists or was named.
+    fn config_file(&self) -> Result<Option<PathBuf>> {
+        match (&self.config, config::usual()) {
+            (Some(given), _) => Ok(Some(given.clone())),
+            (None, Some(usual)) if usual.symlink_metadata().is_ok() => Ok(Some(usual)),
+            (None, _) => Ok(None),
+        }
+    }
+
+    /// Where the configuration file is, or is expected.
+    pub(super) fn config_path(&self) -> Result<PathBuf> {
+        let found = self.config.clone().or_else(config::usual);
+        found.context("cannot find a home directory for the configuration; set --config or BRACKFS_CONFIG")
+    }
+
     /// The state directory.
     pub(super) fn state(&self) -> Result<PathBuf> {
         if let Some(given) = &self.state_dir {

@@ -10,7 +10,7 @@ use super::global::Global;
 use super::output;
 use super::passphrase::new_passphrase;
 use super::recipients::read_certificate;
-use super::repository_arg::{LocationParser, TargetArgs};
+use super::repository_arg::{LocationParser, TargetArgs, target_called};
 use crate::init::{Made, Owner, init};
 use crate::monitor::Monitor;
 use crate::state::RepositoryState;
@@ -45,6 +45,8 @@ pub(super) struct Args {
     /// webdavs://HOST/PATH), a prefix in an existing bucket or container (s3://BUCKET/PREFIX, swift://CONTAINER/PREFIX), or a
     /// directory on a remote of rclone (rclone:REMOTE:PATH). See brackfs-targets(7).
     ///
+    /// REPO may also be the name of a target in the configuration, or @NAME; see brackfs-config(5).
+    ///
     /// A directory that an interrupted init left is accepted too. File systems that lack hard links (exFAT, a mount of
     /// rclone) or cannot sync directories (CIFS) work too; init prints which guarantees they do not give.
     #[arg(
@@ -78,12 +80,14 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         (false, []) => Owner::Passphrase(new_passphrase("Passphrase for the new repository: ")?),
         (false, paths) => Owner::Recipients(paths.iter().map(|path| read_certificate(path)).collect::<Result<_>>()?),
     };
-    let location = args.target.locate(&args.repository, global);
+    let target = target_called(&args.repository, global)?;
+    let given = target.as_ref().map_or(&args.repository, |target| &target.location);
+    let location = args.target.locate(given, global);
     let state = global.state()?;
     let Made { id, host, recipients, shortcomings } = init(&location, &state, owner)?;
     RepositoryState::forget_looks(&state, &location.identity());
     let monitor = global.monitor(args.json);
-    shortcomings.iter().for_each(|why| monitor.note(&format!("{}: {why}", args.repository)));
+    shortcomings.iter().for_each(|why| monitor.note(&format!("{location}: {why}")));
     if args.json {
         let recipients: Vec<_> = recipients.iter().map(ToString::to_string).collect();
         let made = json!({
@@ -94,7 +98,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         });
         output::result(made)?;
     } else if !global.quiet {
-        output::result(format!("repository  {id} at {}", args.repository))?;
+        output::result(format!("repository  {id} at {location}"))?;
         output::result(format!("host key    {host}"))?;
         if recipients.is_empty() {
             output::result("recipients  none: it is not encrypted")?;

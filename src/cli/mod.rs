@@ -24,6 +24,7 @@ mod cat;
 mod catalog;
 mod check;
 mod completions;
+mod config;
 mod diff;
 mod dump;
 mod entry;
@@ -48,6 +49,7 @@ mod reader_args;
 mod recipients;
 mod repository_arg;
 mod restore;
+mod run;
 mod show;
 mod signals;
 mod snapshots;
@@ -98,6 +100,7 @@ enum Command {
     Key(key::KeyCommand),
     Init(init::Args),
     Backup(Box<backup::Args>),
+    Run(run::Args),
     Snapshots(snapshots::Args),
     Ls(ls::Args),
     Find(find::Args),
@@ -117,6 +120,9 @@ enum Command {
     /// Rebuild the catalog, or compare it with the repository
     #[command(subcommand)]
     Catalog(catalog::CatalogCommand),
+    /// Write, check or show the configuration
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
     /// List or renew the certificates that backups are encrypted to
     #[command(subcommand)]
     Recipients(recipients::RecipientsCommand),
@@ -136,7 +142,8 @@ pub fn main() -> ExitCode {
     if mount_helper::is_called(&arguments) {
         return mount_helper::main(&arguments);
     }
-    let Cli { command, global } = match Cli::try_parse() {
+    let arguments = with_target(arguments);
+    let Cli { command, global } = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
         // clap counts environment variables as arguments, so it does not print help if one is set.
         Err(error) if error.kind() == ErrorKind::MissingSubcommand => return help(&arguments),
@@ -158,6 +165,27 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Replaces `@NAME` after the command by `--repo @NAME`.
+fn with_target(mut arguments: Vec<OsString>) -> Vec<OsString> {
+    let mut command = command();
+    let mut at = 1;
+    // A command may have commands of its own.
+    while let Some(below) = arguments.get(at).and_then(|word| command.find_subcommand(word)) {
+        command = below.clone();
+        at += 1;
+    }
+    let name = arguments.get(at).and_then(|word| word.to_str()?.strip_prefix('@')).map(OsString::from);
+    if let Some(name) = name.filter(|_| at > 1) {
+        // `init` takes it as an argument.
+        if command.get_arguments().any(|argument| argument.get_long() == Some("repo")) {
+            let mut target = OsString::from("@");
+            target.push(name);
+            arguments.splice(at..=at, ["--repo".into(), target]);
+        }
+    }
+    arguments
+}
+
 impl Command {
     /// The name of the command.
     fn name(&self) -> &'static str {
@@ -165,6 +193,7 @@ impl Command {
             Command::Key(_) => "key",
             Command::Init(_) => "init",
             Command::Backup(_) => "backup",
+            Command::Run(_) => "run",
             Command::Snapshots(_) => "snapshots",
             Command::Ls(_) => "ls",
             Command::Find(_) => "find",
@@ -182,6 +211,7 @@ impl Command {
             Command::Hold(_) => "hold",
             Command::Release(_) => "release",
             Command::Catalog(_) => "catalog",
+            Command::Config(_) => "config",
             Command::Recipients(_) => "recipients",
             Command::Adopt(_) => "adopt",
             Command::Completions(_) => "completions",
@@ -209,6 +239,7 @@ fn run(command: Command, global: &Global) -> anyhow::Result<ExitCode> {
         Command::Key(command) => key::run(&command, global),
         Command::Init(args) => init::run(&args, global),
         Command::Backup(args) => run_in_thread(|| backup::run(&args, global)),
+        Command::Run(args) => run_in_thread(|| run::run(&args, global)),
         Command::Snapshots(args) => run_in_thread(|| snapshots::run(&args, global)),
         Command::Ls(args) => run_in_thread(|| ls::run(&args, global)),
         Command::Find(args) => run_in_thread(|| find::run(&args, global)),
@@ -226,6 +257,7 @@ fn run(command: Command, global: &Global) -> anyhow::Result<ExitCode> {
         Command::Hold(args) => run_in_thread(|| forget::hold(&args, global)),
         Command::Release(args) => run_in_thread(|| forget::release(&args, global)),
         Command::Catalog(command) => run_in_thread(|| catalog::run(&command, global)),
+        Command::Config(command) => config::run(&command, global),
         Command::Recipients(command) => run_in_thread(|| recipients::run(&command, global)),
         Command::Adopt(args) => run_in_thread(|| adopt::run(&args, global)),
         Command::Completions(args) => completions::run(&args),
@@ -247,6 +279,31 @@ fn help(arguments: &[OsString]) -> ExitCode {
 
 #[cfg(test)]
 mod tests {
+    use super::with_target;
+
+    #[test]
+    fn a_target_may_follow_the_command() {
+        let changed = |words: &[&str]| -> Vec<String> {
+            let words = words.iter().map(Into::into).collect();
+            with_target(words).into_iter().map(|word| word.into_string().unwrap()).collect()
+        };
+        let repo = ["brackfs", "ls", "--repo", "@nas", "latest"];
+        assert_eq!(changed(&["brackfs", "ls", "@nas", "latest"]), repo);
+        assert_eq!(
+            changed(&["brackfs", "catalog", "verify", "@nas"]),
+            ["brackfs", "catalog", "verify", "--repo", "@nas"]
+        );
+        for same in [
+            &["brackfs"][..],
+            &["brackfs", "@nas"],
+            &["brackfs", "ls", "latest", "@nas"],
+            &["brackfs", "find", "x@y"],
+            &["brackfs", "init", "@nas"],
+        ] {
+            assert_eq!(changed(same), same);
+        }
+    }
+
     #[test]
     fn the_definition_of_the_command_line_is_sound() {
         super::command().debug_assert();

@@ -133,7 +133,7 @@ impl ReaderArgs {
     /// Opens a reader without a cache on disk: finds the key and the trusted host keys. `cache` is the default size of its
     /// cache in memory, in bytes.
     pub(super) fn open(&self, global: &Global, monitor: &dyn Monitor, cache: u64) -> Result<Reader> {
-        let repository = self.repository.open_for(Use::Command, global, Repository::reads_of_readers())?;
+        let repository = self.repository.resolve(global)?.open(Use::Command, global, Repository::reads_of_readers())?;
         self.open_in(repository, FirstUse::Trusted, global, monitor, cache)
     }
 
@@ -171,7 +171,7 @@ impl ReaderArgs {
         monitor: &dyn Monitor,
         cache: u64,
     ) -> Result<Opened> {
-        let repository = self.repository.open_for(usage, global, Repository::reads_of_readers())?;
+        let repository = self.repository.resolve(global)?.open(usage, global, Repository::reads_of_readers())?;
         self.parts_of(repository, first_use, global, monitor, cache)
     }
 
@@ -196,7 +196,7 @@ impl ReaderArgs {
         drop(keys);
         let cache = usize::try_from(self.cache_size.unwrap_or_else(|| memory::cache(cache)))
             .context("the value of --cache-size is too large")?;
-        let is_remote = self.repository.is_remote();
+        let is_remote = repository.target().local_path().is_none();
         Ok(Opened { repository, access: Access::new(opener, signers), cache, is_remote })
     }
 

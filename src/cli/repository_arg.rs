@@ -12,8 +12,10 @@ use clap::builder::TypedValueParser;
 use clap::error::ErrorKind;
 use clap::{Arg, Args, Command, ValueHint};
 
+use super::exit::Usage;
 use super::global::Global;
 use super::{signals, terminal};
+use crate::config::Target;
 use crate::quantity::{parse_duration, parse_size};
 use crate::repository::Repository;
 use crate::storage::{
@@ -38,6 +40,9 @@ pub(super) struct RepositoryArg {
     /// swift://CONTAINER/PREFIX, webdavs://HOST/PATH, or rclone:REMOTE:PATH
     ///
     /// See brackfs-targets(7).
+    /// REPO may also be the name of a target in the configuration, see brackfs-config(5); ./NAME is a directory in any case. If
+    /// this option is missing and exactly one target is configured, it is used. `brackfs ls @NAME ...` is short for
+    /// `brackfs ls --repo NAME ...`, and works for all commands.
     #[arg(
         long = "repo",
         env = "BRACKFS_REPOSITORY",
@@ -46,7 +51,7 @@ pub(super) struct RepositoryArg {
         value_hint = ValueHint::DirPath,
         value_parser = LocationParser
     )]
-    location: Location,
+    location: Option<Location>,
     #[command(flatten)]
     target: TargetArgs,
 }
@@ -54,12 +59,12 @@ pub(super) struct RepositoryArg {
 /// How to use a repository on a server.
 #[derive(Debug, Args)]
 pub(super) struct TargetArgs {
-    /// Connect to SFTP servers with COMMAND: a program and its options, separated by spaces
-    #[arg(long, help_heading = HEADING, env = "BRACKFS_SSH", value_name = "COMMAND", default_value = "ssh")]
-    ssh: String,
-    /// Run COMMAND instead of rclone: a program and its options, separated by spaces
-    #[arg(long, help_heading = HEADING, env = "BRACKFS_RCLONE", value_name = "COMMAND", default_value = "rclone")]
-    rclone: String,
+    /// Connect to SFTP servers with COMMAND: a program and its options, separated by spaces [default: ssh]
+    #[arg(long, help_heading = HEADING, env = "BRACKFS_SSH", value_name = "COMMAND")]
+    ssh: Option<String>,
+    /// Run COMMAND instead of rclone: a program and its options, separated by spaces [default: rclone]
+    #[arg(long, help_heading = HEADING, env = "BRACKFS_RCLONE", value_name = "COMMAND")]
+    rclone: Option<String>,
     /// Use the S3 service at URL instead of Amazon's, such as https://HOST:PORT
     ///
     /// Without this option, the first of these is used: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, endpoint_url in ~/.aws/config.
@@ -78,11 +83,11 @@ pub(super) struct TargetArgs {
     /// Assume that listings of Swift lag behind by at most DURATION
     #[arg(long, help_heading = HEADING, env = "BRACKFS_LISTING_LAG", hide = true, hide_env_values = true, value_name = "DURATION", value_parser = parse_duration)]
     listing_lag: Option<Duration>,
-    /// Open up to N connections to a server
+    /// Open up to N connections to a server [default: 4]
     ///
     /// A backup stores up to N packs at the same time. If the server allows fewer connections, brackfs uses fewer.
-    #[arg(long, help_heading = HEADING, value_name = "N", default_value_t = Remote::default().connections)]
-    connections: NonZeroUsize,
+    #[arg(long, help_heading = HEADING, value_name = "N")]
+    connections: Option<NonZeroUsize>,
     /// Send at most SIZE per second to the repository
     #[arg(long, help_heading = HEADING, value_name = "SIZE", value_parser = parse_rate)]
     limit_upload: Option<NonZeroU64>,
@@ -152,29 +157,79 @@ pub(super) enum Use {
 }
 
 impl RepositoryArg {
-    /// Whether the repository is on another machine.
-    pub(super) fn is_remote(&self) -> bool {
-        self.location.is_remote()
-    }
-
-    /// The location with the options for it.
-    pub(super) fn located(&self, global: &Global) -> Location {
-        self.target.locate(&self.location, global)
+    /// Finds the repository that is meant: the given one, or a target of the configuration.
+    pub(super) fn resolve(&self, global: &Global) -> Result<Place> {
+        let (location, rates) = match &self.location {
+            None => {
+                let target = only_target(global)?;
+                (target.location, target.rates)
+            }
+            Some(given) => match target_called(given, global)? {
+                Some(target) => (target.location, target.rates),
+                None => (given.clone(), Rates::default()),
+            },
+        };
+        let TargetArgs { limit_upload, limit_download, .. } = self.target;
+        let rates = Rates { upload: limit_upload.or(rates.upload), download: limit_download.or(rates.download) };
+        Ok(Place { location: self.target.locate(&location, global), rates })
     }
 
     /// Opens the repository. This waits for nothing; later operations wait for a target that is away.
     pub(super) fn open(&self, global: &Global) -> Result<Repository> {
-        self.open_for(Use::Command, global, Vec::new())
+        self.resolve(global)?.open(Use::Command, global, Vec::new())
+    }
+}
+
+/// The target that is meant by `@NAME`, or by NAME if there is such a target. `None` if a location is meant.
+pub(super) fn target_called(given: &Location, global: &Global) -> Result<Option<Target>> {
+    let Some(word) = given.as_name() else { return Ok(None) };
+    match word.strip_prefix('@') {
+        Some(name) => Ok(Some(global.required_config()?.target(name)?.clone())),
+        None => {
+            let targets = global.config()?.map(|config| config.targets).unwrap_or_default();
+            Ok(targets.into_iter().find(|target| target.name == word))
+        }
+    }
+}
+
+/// What to say if no repository is named.
+const WHICH: &str =
+    "which repository? give --repo REPO, set BRACKFS_REPOSITORY, or write a target into the configuration";
+
+/// The only target of the configuration.
+fn only_target(global: &Global) -> Result<Target> {
+    let targets = global.config()?.map(|config| config.targets).unwrap_or_default();
+    match <[Target; 1]>::try_from(targets) {
+        Ok([target]) => Ok(target),
+        Err(targets) if targets.is_empty() => Err(Usage(WHICH.to_owned()).into()),
+        Err(targets) => {
+            let names: Vec<_> = targets.iter().map(|target| target.name.as_str()).collect();
+            Err(Usage(format!("which target? give --repo with one of {}", names.join(", "))).into())
+        }
+    }
+}
+
+/// A repository and how to reach it.
+pub(super) struct Place {
+    /// The location with the options for it.
+    pub(super) location: Location,
+    rates: Rates,
+}
+
+impl Place {
+    /// The repository of a configured target.
+    pub(super) fn of(target: &Target, global: &Global) -> Self {
+        Place { location: with_spool(target.location.clone(), global), rates: target.rates }
     }
 
-    /// The same for any use. The reads `ahead` begin at once.
-    pub(super) fn open_for(&self, usage: Use, global: &Global, ahead: Vec<Ahead>) -> Result<Repository> {
-        let location = self.located(global);
+    /// Opens the repository. This waits for nothing; later operations wait for a target that is away. The reads `ahead` begin
+    /// at once.
+    pub(super) fn open(&self, usage: Use, global: &Global, ahead: Vec<Ahead>) -> Result<Repository> {
+        let Place { location, rates } = self;
         let policy = policy(usage, location.is_remote());
-        let rates = Rates { upload: self.target.limit_upload, download: self.target.limit_download };
         let (shown, is_silent) = (location.to_string(), global.quiet);
         let wrap = |storage: Box<dyn Storage>| -> Box<dyn Storage> {
-            let storage: Box<dyn Storage> = match rates {
+            let storage: Box<dyn Storage> = match *rates {
                 Rates { upload: None, download: None } => storage,
                 rates => Box::new(Limit::new(storage, rates, signals::interrupt())),
             };
@@ -190,26 +245,34 @@ impl RepositoryArg {
                 }
             }
         };
-        Ok(Repository::open_wrapped(&location, ahead, wrap)?)
+        Ok(Repository::open_wrapped(location, ahead, wrap)?)
     }
 }
 
+/// Packs that wait for a server are in the state directory.
+fn with_spool(location: Location, global: &Global) -> Location {
+    let spool = global.state().ok().map(|state| state.join("spool"));
+    let remote = Remote { spool, ..location.remote().clone() };
+    location.with_remote(remote)
+}
+
 impl TargetArgs {
-    /// The location with the options for it.
+    /// The location with the options for it, which take precedence over those that it has.
     pub(super) fn locate(&self, location: &Location, global: &Global) -> Location {
-        let standard = Remote::default();
-        location.clone().with_remote(Remote {
-            ssh: self.ssh.split_ascii_whitespace().map(str::to_owned).collect(),
-            rclone: self.rclone.split_ascii_whitespace().map(str::to_owned).collect(),
-            endpoint: self.endpoint.clone(),
-            credentials: self.credentials.clone(),
-            ca: self.ca.clone(),
-            connections: self.connections,
-            lag: self.listing_lag.unwrap_or(standard.lag),
-            spool: global.state().ok().map(|state| state.join("spool")),
-            spool_size: self.spool_size.unwrap_or(standard.spool_size),
-            ..standard
-        })
+        let words = |text: &String| text.split_ascii_whitespace().map(str::to_owned).collect();
+        let given = location.remote().clone();
+        let remote = Remote {
+            ssh: self.ssh.as_ref().map_or(given.ssh, words),
+            rclone: self.rclone.as_ref().map_or(given.rclone, words),
+            endpoint: self.endpoint.clone().or(given.endpoint),
+            credentials: self.credentials.clone().or(given.credentials),
+            ca: self.ca.clone().or(given.ca),
+            connections: self.connections.unwrap_or(given.connections),
+            lag: self.listing_lag.unwrap_or(given.lag),
+            spool_size: self.spool_size.unwrap_or(given.spool_size),
+            ..given
+        };
+        with_spool(location.clone().with_remote(remote), global)
     }
 }
 

@@ -75,7 +75,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let monitor = global.monitor(args.json);
     end_on_signals()?;
     let ahead = if args.reader.key.is_some() { Repository::reads_of_readers() } else { Vec::new() };
-    let repository = args.reader.repository.open_for(Use::Command, global, ahead)?;
+    let repository = args.reader.repository.resolve(global)?.open(Use::Command, global, ahead)?;
     let state = RepositoryState::new(&global.state()?, repository.id());
     let mut problems = 0;
     let mut lines: Vec<ListedSnapshot> = if args.reader.key.is_none() && state.catalog_path().exists() {

@@ -23,7 +23,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// Other users can change the file, and with it the commands that it names.
-    #[error("other users can change the configuration {0}, and with it the commands that run; run chmod go-w {0}, and make it your own", path.display())]
+    #[error("other users can change the configuration {}, and with it the commands that run; make it your own file, and run chmod go-w on it", path.display())]
     Exposed {
         /// The file.
         path: PathBuf,

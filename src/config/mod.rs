@@ -29,7 +29,7 @@ pub use error::Error;
 pub use files::usual;
 pub use hook::{Hook, Moment, OnFailure};
 pub use place::{Mistake, Place};
-pub use report::{Check, Ping, Report};
+pub use report::{Ping, Report};
 pub use secret::Secret;
 pub use settings::Used;
 pub use source::Source;
@@ -51,8 +51,6 @@ pub struct Config {
     pub sources: Vec<Source>,
     /// The hooks, in the order of the files.
     pub hooks: Vec<Hook>,
-    /// How often data of targets is read again; `None` for never.
-    pub check: Option<Check>,
     /// Where a run is reported.
     pub report: Report,
 }
@@ -71,7 +69,6 @@ struct Parts<'a> {
     targets: Vec<Part<'a>>,
     sources: Vec<Part<'a>>,
     hooks: Vec<(&'a Place, &'a Table)>,
-    check: Option<&'a Table>,
     report: Option<&'a Table>,
 }
 
@@ -118,7 +115,6 @@ impl<'a> Parts<'a> {
                     _ => mistakes.add(&value.place, format!("version: this program knows version {VERSION}")),
                 },
                 "defaults" => only(&mut self.defaults, &key.name, value, mistakes),
-                "check" => only(&mut self.check, &key.name, value, mistakes),
                 "report" => only(&mut self.report, &key.name, value, mistakes),
                 "source" => named(&mut self.sources, &key.name, value, mistakes),
                 "target" => named(&mut self.targets, &key.name, value, mistakes),
@@ -131,7 +127,7 @@ impl<'a> Parts<'a> {
                     _ => mistakes.add(&value.place, "hook: write [[hook]], with two pairs of brackets"),
                 },
                 unknown => {
-                    let known = ["version", "defaults", "target", "source", "hook", "check", "report"];
+                    let known = ["version", "defaults", "target", "source", "hook", "report"];
                     mistakes.add(&key.place, format!("{unknown}: unknown key{}", suggestion(unknown, known)));
                 }
             }
@@ -156,17 +152,14 @@ impl<'a> Parts<'a> {
         }
         let hooks = self.hooks.iter().filter_map(|(place, table)| Hook::read(place, table, &source_names, mistakes));
         let hooks = hooks.collect();
-        let mut section = |what: &str, table: Option<&Table>, read: &mut dyn FnMut(&mut Settings<'_>)| {
-            if let Some(table) = table {
-                let mut settings = Settings::new(what, vec![table], mistakes);
-                read(&mut settings);
-                settings.end();
-            }
-        };
-        let (mut check, mut report) = (None, Report::default());
-        section("check", self.check, &mut |settings| check = Some(Check::read(settings)));
-        section("report", self.report, &mut |settings| report = Report::read(settings));
-        Config { targets, sources, hooks, check, report }
+        let report = self.report.map(|table| {
+            let mut settings = Settings::new("report", vec![table], mistakes);
+            let report = Report::read(&mut settings);
+            settings.end();
+            report
+        });
+        let report = report.unwrap_or_default();
+        Config { targets, sources, hooks, report }
     }
 
     /// The tables of a source and of those that it inherits from, nearest first. `None` if they go round in a circle or one

@@ -78,8 +78,10 @@ impl Mistakes {
 
 /// ` (did you mean NAME?)` for the most similar of these names, or an empty text.
 pub(super) fn suggestion<'a>(wrong: &str, names: impl IntoIterator<Item = &'a str>) -> String {
-    let similar = names.into_iter().map(|name| (strsim::jaro_winkler(wrong, name), name));
-    match similar.filter(|(score, _)| *score > 0.75).max_by(|one, other| one.0.total_cmp(&other.0)) {
+    let limit = 1 + wrong.chars().count() / 4;
+    let similar = names.into_iter().map(|name| (strsim::osa_distance(wrong, name), name));
+    let near = similar.filter(|(distance, name)| *distance <= limit && *distance < name.chars().count());
+    match near.min_by_key(|(distance, _)| *distance) {
         Some((_, name)) => format!(" (did you mean {name}?)"),
         None => String::new(),
     }

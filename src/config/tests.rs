@@ -84,9 +84,6 @@ run = ["/etc/brackfs/quiesce"]
 timeout = "5m"
 on-failure = "warn"
 
-[check]
-read-data = "1.5G"
-
 [report]
 metrics = "/var/lib/node-exporter/brackfs.prom"
 ping = { url = { credential = "healthchecks" } }
@@ -129,7 +126,6 @@ fn a_whole_file_is_read() {
     assert_eq!((stream.filename.to_str(), &stream.source), (Some("shop.dump"), &StreamSource::Command(words)));
     let hook = &config.hooks[0];
     assert_eq!((&hook.on[..], hook.timeout.as_secs(), hook.on_failure), (&[Moment::Before][..], 300, OnFailure::Warn));
-    assert_eq!(config.check.unwrap().read, 3 << 29);
     assert_eq!(config.report.ping.unwrap().url, Secret::Credential("healthchecks".into()));
 }
 
@@ -250,10 +246,6 @@ const WRONG: &[(&str, &str)] = &[
         "config.toml:2:16: ping.url: write one of file, env, command and credential",
     ),
     ("[report]\nmetrics = \"x.prom\"\n", "config.toml:2:11: metrics: write an absolute path"),
-    (
-        "[check]\nevery = 2020-01-01\n",
-        "config.toml:2:9: every: expected a number, or a string in quotes, found a date or time",
-    ),
 ];
 
 #[test]

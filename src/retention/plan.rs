@@ -123,7 +123,8 @@ impl Plan {
     }
 
     /// The sources that would lose more than half of the snapshots that they have in the repository. A run that no user
-    /// watches should not do this: a wrong policy, a wrong clock or false snapshots may be the cause.
+    /// watches should not do this: a wrong policy, a wrong clock or false snapshots may be the cause. A single snapshot is never
+    /// much: a policy that keeps one removes one with each backup.
     ///
     /// Only snapshots with numbers below `limit` are counted. If these are the ones that the last removal left, a policy
     /// that keeps one of many new snapshots is not stopped each time.
@@ -136,7 +137,7 @@ impl Plan {
                 *total += 1;
             }
         }
-        let large = sources.into_iter().filter(|(_, (removed, total))| 2 * removed > *total);
+        let large = sources.into_iter().filter(|(_, (removed, total))| *removed > 1 && 2 * removed > *total);
         large.map(|(source, (removed, total))| LargeRemoval { source: source.to_owned(), removed, total }).collect()
     }
 }
@@ -258,6 +259,8 @@ mod tests {
         assert_eq!(plan(&lost), [LargeRemoval { source: "a".into(), removed: 2, total: 3 }]);
         let first_two = Plan::new(&last(1), three.clone(), Grouping::Source, &calendar()).unwrap().large_removals(3);
         assert_eq!(first_two, [LargeRemoval { source: "a".into(), removed: 2, total: 2 }]);
+        let first = Plan::new(&last(1), two.to_vec(), Grouping::Source, &calendar()).unwrap().large_removals(2);
+        assert_eq!(first, []);
         let other = [&three[..], &[of("b", 4, &[]), of("b", 5, &[])]].concat();
         assert_eq!(plan(&other), [LargeRemoval { source: "a".into(), removed: 2, total: 3 }]);
         let all = Policy::new(vec![Rule::Last(Count::UNLIMITED)]).unwrap();

@@ -83,6 +83,12 @@ impl Location {
         hash.finalize().to_hex().to_string()
     }
 
+    /// The location as a word that could also be the name of something: a path without a slash.
+    pub fn as_name(&self) -> Option<&str> {
+        let is_word = matches!(self.kind, LocationKind::Directory(_)) && !self.given.contains(['/', '.']);
+        is_word.then_some(self.given.as_str())
+    }
+
     /// Whether the target is on another machine.
     pub fn is_remote(&self) -> bool {
         match self.kind {

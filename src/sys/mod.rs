@@ -7,6 +7,7 @@
 
 pub(crate) mod durable;
 pub(crate) mod mountinfo;
+pub(crate) mod process_group;
 pub(crate) mod reserve;
 
 use std::io;

@@ -4,26 +4,19 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
 use crate::backup::error::Error;
 use crate::backup::options::StreamSource;
 use crate::sys::end_with_parent;
+use crate::sys::process_group::ProcessGroup;
 
 /// How often a wait checks whether the run is to stop, in nanoseconds.
 const STOP_POLL: i64 = 100_000_000;
-/// How often a command that has closed its output is asked whether it has ended.
-const END_POLL: Duration = Duration::from_millis(5);
-/// The time that a command has to end after SIGTERM.
-const ENDING: Duration = Duration::from_secs(5);
 
 /// The bytes, until they end or the run is to stop.
 pub(super) struct Input<'s> {
@@ -41,7 +34,7 @@ impl<'s> Input<'s> {
                 Ok(Input { file: File::from(stdin), running: None, stop })
             }
             StreamSource::Command(words) => {
-                let (running, output) = Running::start(words)?;
+                let (running, output) = start(words)?;
                 Ok(Input { file: File::from(output), running: Some(running), stop })
             }
         }
@@ -51,11 +44,19 @@ impl<'s> Input<'s> {
     pub(super) fn finish(self) -> Result<(), Error> {
         // A command that still writes must not wait for its reader.
         drop(self.file);
-        if let Some(running) = self.running {
-            running.wait(self.stop)?;
-        }
+        let is_stopped = || self.stop.load(Ordering::Relaxed);
+        let ended = self.running.map(|Running { command, group }| {
+            let status = group.wait(is_stopped);
+            (command, status)
+        });
         // An interrupt also ends the program that fills a pipe, so the end of the pipe proves nothing then.
-        if self.stop.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
+        match ended {
+            _ if is_stopped() => Err(Error::Interrupted),
+            None | Some((_, Ok(None))) => Ok(()),
+            Some((_, Ok(Some(status)))) if status.success() => Ok(()),
+            Some((command, Ok(Some(status)))) => Err(Error::CommandFailed { command, status }),
+            Some((command, Err(source))) => Err(Error::CommandStart { command, source }),
+        }
     }
 }
 
@@ -75,79 +76,26 @@ impl Read for Input<'_> {
     }
 }
 
-/// A command and all processes in its group. Dropping it ends them.
+/// A command whose output is read.
 struct Running {
-    child: Child,
-    name: String,
+    command: String,
+    group: ProcessGroup,
 }
 
-impl Running {
-    fn start(words: &[OsString]) -> Result<(Self, OwnedFd), Error> {
-        let Some((program, arguments)) = words.split_first() else {
-            return Err(Error::Usage("no command is given; write it after --".into()));
-        };
-        let name = program.to_string_lossy().into_owned();
-        let failed = |source: io::Error| Error::CommandStart { command: name.clone(), source };
-        let mut command = Command::new(program);
-        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0);
-        end_with_parent(&mut command);
-        let mut child = command.spawn().map_err(failed)?;
-        match child.stdout.take() {
-            Some(output) => Ok((Running { child, name }, output.into())),
-            None => Err(Error::Internal("a command has no output")),
+/// Starts a command, which ends with this thread.
+fn start(words: &[OsString]) -> Result<(Running, OwnedFd), Error> {
+    let Some((program, arguments)) = words.split_first() else {
+        return Err(Error::Usage("no command is given; write it after --".into()));
+    };
+    let name = program.to_string_lossy().into_owned();
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped());
+    end_with_parent(&mut command);
+    match ProcessGroup::start(&mut command) {
+        Ok(mut group) => {
+            let output = group.take_output().ok_or(Error::Internal("a command has no output"))?;
+            Ok((Running { command: name, group }, output.into()))
         }
-    }
-
-    /// The number of the process and of its group.
-    fn id(&self) -> Option<Pid> {
-        i32::try_from(self.child.id()).ok().and_then(Pid::from_raw)
-    }
-
-    /// Whether it has ended. It is not reaped, so that no other process gets its number.
-    fn has_ended(&self) -> bool {
-        let Some(id) = self.id() else { return true };
-        let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
-        !matches!(waitid(WaitId::Pid(id), options), Ok(None) | Err(Errno::INTR))
-    }
-
-    /// Waits until it ends. Fails unless it succeeds, and if the run is to stop.
-    fn wait(mut self, stop: &AtomicBool) -> Result<(), Error> {
-        while !self.has_ended() {
-            if stop.load(Ordering::Relaxed) {
-                return Err(Error::Interrupted);
-            }
-            thread::sleep(END_POLL);
-        }
-        self.signal(Signal::KILL);
-        match self.child.wait() {
-            Ok(status) if status.success() => Ok(()),
-            // The interrupt may have reached it first.
-            Ok(_) if stop.load(Ordering::Relaxed) => Err(Error::Interrupted),
-            Ok(status) => Err(Error::CommandFailed { command: self.name.clone(), status }),
-            Err(source) => Err(Error::CommandStart { command: self.name.clone(), source }),
-        }
-    }
-
-    fn signal(&self, signal: Signal) {
-        if let Some(group) = self.id() {
-            // It may be gone already.
-            let _ = kill_process_group(group, signal);
-        }
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // After it was reaped, its number may be that of another process.
-        if !matches!(self.child.try_wait(), Ok(None)) {
-            return;
-        }
-        let begun = Instant::now();
-        self.signal(Signal::TERM);
-        while !self.has_ended() && begun.elapsed() < ENDING {
-            thread::sleep(END_POLL);
-        }
-        self.signal(Signal::KILL);
-        let _ = self.child.wait();
+        Err(source) => Err(Error::CommandStart { command: name, source }),
     }
 }

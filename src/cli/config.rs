@@ -1,0 +1,163 @@
+//! `brackfs config`
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use super::exit::Usage;
+use super::global::Global;
+use super::output;
+use super::show;
+use crate::config::{Config, Used};
+use crate::monitor::count;
+
+/// An example with every table, of which each line is a comment.
+const EXAMPLE: &str = include_str!("config.toml");
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum ConfigCommand {
+    Init(InitArgs),
+    Check(CheckArgs),
+    Show(ShowArgs),
+}
+
+/// Write an example of a configuration file
+///
+/// The file explains all tables in comments. An existing file is never replaced.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  brackfs config init
+  brackfs config init --stdout | less")]
+pub(super) struct InitArgs {
+    /// Print the example instead of writing it
+    #[arg(long)]
+    stdout: bool,
+}
+
+/// Look for mistakes in the configuration
+///
+/// Prints every mistake as FILE:LINE:COLUMN: KEY: MESSAGE, and exits with code 2 if there is one. No repository is opened.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  brackfs config check
+  brackfs config check --config new.toml")]
+pub(super) struct CheckArgs {
+    /// Print the result as a JSON object
+    ///
+    /// It has message_type config, file, sources and targets (arrays of names), and hooks (their number).
+    #[arg(long)]
+    json: bool,
+}
+
+/// Print the settings of all sources and targets, and where each comes from
+///
+/// Inherited settings are listed with the source that inherits them. Settings that are in no file have their default, and are
+/// not listed.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  brackfs config show
+  brackfs config show --json")]
+pub(super) struct ShowArgs {
+    /// Print a JSON object
+    ///
+    /// It has sources and targets. Each is an object whose keys are names, and whose values are objects with a member for each
+    /// setting: value (as TOML) and from (FILE:LINE:COLUMN).
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(command: &ConfigCommand, global: &Global) -> Result<ExitCode> {
+    match command {
+        ConfigCommand::Init(args) => init(args, global),
+        ConfigCommand::Check(args) => check(args, global),
+        ConfigCommand::Show(args) => show(args, global),
+    }
+}
+
+fn init(args: &InitArgs, global: &Global) -> Result<ExitCode> {
+    if args.stdout {
+        io::stdout().write_all(EXAMPLE.as_bytes())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let path = global.config_path()?;
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
+    }
+    let failed = |error: io::Error| match error.kind() {
+        io::ErrorKind::AlreadyExists => {
+            anyhow::Error::new(Usage(format!("{} exists already; it was left as it is", path.display())))
+        }
+        _ => anyhow::Error::new(error).context(format!("cannot write {}", path.display())),
+    };
+    // Secrets may be written into it later.
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(failed)?;
+    file.write_all(EXAMPLE.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
+    if !global.quiet {
+        output::message(format!("wrote {}; edit it, then run `brackfs config check`", path.display()));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn check(args: &CheckArgs, global: &Global) -> Result<ExitCode> {
+    let config = global.required_config()?;
+    let path = global.config_path()?;
+    let sources: Vec<_> = config.sources.iter().map(|source| source.name.as_str()).collect();
+    let targets: Vec<_> = config.targets.iter().map(|target| target.name.as_str()).collect();
+    if args.json {
+        output::result(json!({
+            "message_type": "config",
+            "file": path.display().to_string(),
+            "sources": sources,
+            "targets": targets,
+            "hooks": config.hooks.len(),
+        }))?;
+    } else if !global.quiet {
+        output::result(format!(
+            "{}: {}, {}, {}, no mistakes",
+            path.display(),
+            count(sources.len() as u64, "source", "sources"),
+            count(targets.len() as u64, "target", "targets"),
+            count(config.hooks.len() as u64, "hook", "hooks"),
+        ))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show(args: &ShowArgs, global: &Global) -> Result<ExitCode> {
+    let config = global.required_config()?;
+    if args.json {
+        let all = |things: Vec<(&str, &[Used])>| -> Value {
+            things.into_iter().map(|(name, used)| (name.to_owned(), as_json(used))).collect()
+        };
+        output::result(show::json(&json!({
+            "sources": all(config.sources.iter().map(|source| (source.name.as_str(), source.used.as_slice())).collect()),
+            "targets": all(config.targets.iter().map(|target| (target.name.as_str(), target.used.as_slice())).collect()),
+        })))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut out = io::stdout().lock();
+    let Config { targets, sources, .. } = &config;
+    let targets = targets.iter().map(|target| ("target", &target.name, &target.used));
+    let sources = sources.iter().map(|source| ("source", &source.name, &source.used));
+    for (kind, name, used) in targets.chain(sources) {
+        writeln!(out, "[{kind}.{name}]")?;
+        for Used { key, value, place } in used {
+            writeln!(out, "{}", show::printable(&format!("{key} = {value}  # {place}")))?;
+        }
+        writeln!(out)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn as_json(used: &[Used]) -> Value {
+    used.iter()
+        .map(|Used { key, value, place }| ((*key).to_owned(), json!({ "value": value, "from": place.to_string() })))
+        .collect()
+}

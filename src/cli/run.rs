@@ -1,0 +1,175 @@
+//! `brackfs run`
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::ValueEnum;
+use serde_json::json;
+
+use super::exit::{self, Usage};
+use super::global::Global;
+use super::output;
+use super::repository_arg::{Place, Use};
+use super::show;
+use super::signals::stop_on_signals;
+use super::terminal::is_interactive;
+use crate::config::Target;
+use crate::job::{Failed, Job, Journal, Row, Scene, Step, ping, worst, write_metrics};
+use crate::monitor::Monitor;
+
+/// Do everything that the configuration says: back up, forget and prune
+///
+/// Each source is backed up to each of its targets. Then snapshots are forgotten by the policy of their source (keep), but only
+/// on targets that got a new snapshot of it in this run, and targets are pruned if their last prune is long enough ago
+/// (prune.every). Hooks run before and after. See brackfs-config(5).
+///
+/// If a step fails, the steps that need it are skipped, and all others are done. At the end a table shows each step. On a
+/// terminal it is always printed, otherwise only if there was a failure or a problem.
+///
+/// All steps are recorded in the state directory.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  brackfs run
+  brackfs run system photos --only backup
+  brackfs run --dry-run
+
+In a crontab:
+  17 3 * * *  brackfs run
+
+Exit codes are those of brackfs. If several steps fail, the code is that of the worst: 3, 11, 12, 10, 1, 2 and 130, from \
+harmless to bad.")]
+pub(super) struct Args {
+    /// Run only these sources [default: all]
+    #[arg(value_name = "SOURCE")]
+    sources: Vec<String>,
+    /// Make only this kind of step; forget and prune are done at once, and no hook runs unless it is backup
+    #[arg(long, value_name = "STEP")]
+    only: Option<Only>,
+    /// Show what would be done, and change nothing; no hook runs
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+    /// Print one JSON object for each step, and one with the result
+    ///
+    /// An object of a step has message_type step, step (hook, backup, forget or prune), source and target (null if it has
+    /// none), outcome (done, problems, skipped or failed), message, and seconds. The last object has message_type summary,
+    /// dry_run, steps (their number) and code (the exit code).
+    #[arg(long)]
+    json: bool,
+}
+
+/// A kind of step that can be chosen.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Only {
+    Backup,
+    Forget,
+    Prune,
+}
+
+impl From<Only> for Step {
+    fn from(only: Only) -> Self {
+        match only {
+            Only::Backup => Step::Backup,
+            Only::Forget => Step::Forget,
+            Only::Prune => Step::Prune,
+        }
+    }
+}
+
+pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
+    let config = global.required_config()?;
+    let sources = match args.sources.is_empty() {
+        true => config.sources.iter().collect(),
+        false => args.sources.iter().map(|name| Ok(config.source(name)?)).collect::<Result<Vec<_>>>()?,
+    };
+    if sources.is_empty() {
+        return Err(Usage("the configuration has no source; write one, such as [source.home]".into()).into());
+    }
+    let (monitor, stop, state) = (global.monitor(args.json), stop_on_signals()?, global.state()?);
+    let opened = if args.dry_run { Journal::open_existing(&state) } else { Journal::open(&state).map(Some) };
+    let journal = opened.unwrap_or_else(|error| {
+        monitor.note(&error.to_string());
+        None
+    });
+    let open = |target: &Target, ahead| {
+        let opened = Place::of(target, global).open(Use::Command, global, ahead);
+        opened.map_err(|error| Failed { kind: exit::kind(&error), message: exit::text(&error) })
+    };
+    let ended = |row: &Row| {
+        if args.json {
+            // An error on standard output is found at the end.
+            let _ = output::result(show::json(&as_json(row)));
+        }
+    };
+    let scene = Scene {
+        state: &state,
+        journal: journal.as_ref(),
+        open: &open,
+        locate: &|target| Place::of(target, global).location,
+        size: &show::size,
+        monitor: &monitor,
+        ended: &ended,
+        stop: &stop,
+    };
+    let job = Job { config: &config, sources, only: args.only.map(Step::from), dry_run: args.dry_run };
+    let tell = |end: &str, body: Option<&str>| {
+        if let Some(url) = config.report.ping.as_ref().map(|ping| &ping.url).filter(|_| !args.dry_run)
+            && let Err(why) = ping(url, end, body)
+        {
+            monitor.note(&format!("cannot ping the URL of the report: {why}"));
+        }
+    };
+    tell("start", None);
+    monitor.start();
+    let rows = job.run(&scene);
+    monitor.finish();
+    let code = worst(rows.iter().filter_map(|row| row.outcome.failure())).map_or(0, exit::code);
+    if let (Some(path), Some(journal), false) = (&config.report.metrics, &journal, args.dry_run) {
+        let latest = journal.latest().map_err(anyhow::Error::from);
+        let written = latest.and_then(|latest| Ok(write_metrics(path, &latest, code)?));
+        if let Err(error) = written {
+            monitor.note(&format!("cannot write metrics to {}: {}", path.display(), exit::text(&error)));
+        }
+    }
+    let summary = config.report.ping.as_ref().is_some_and(|ping| ping.send_summary).then(|| lines(&rows).join("\n"));
+    tell(&code.to_string(), summary.as_deref());
+    if args.json {
+        output::result(json!({
+            "message_type": "summary",
+            "dry_run": args.dry_run,
+            "steps": rows.len(),
+            "code": code,
+        }))?;
+    } else if code != 0 || !global.quiet && (is_interactive() || global.verbose || args.dry_run) {
+        lines(&rows).iter().for_each(output::message);
+    }
+    Ok(ExitCode::from(code))
+}
+
+fn as_json(row: &Row) -> serde_json::Value {
+    json!({
+        "message_type": "step",
+        "step": row.step.name(),
+        "source": row.source,
+        "target": row.target,
+        "outcome": row.outcome.word(),
+        "message": row.outcome.to_string(),
+        "seconds": row.duration.as_secs_f64(),
+    })
+}
+
+/// A line for each step.
+fn lines(rows: &[Row]) -> Vec<String> {
+    let what = |row: &Row| match (&row.source, &row.target) {
+        (Some(source), Some(target)) => format!("{source} to {target}"),
+        (Some(name), None) | (None, Some(name)) => name.clone(),
+        (None, None) => String::new(),
+    };
+    let width = rows.iter().map(|row| what(row).chars().count()).max().unwrap_or(0);
+    let line = |row: &Row| {
+        let (step, what, word) = (row.step.name(), what(row), row.outcome.word());
+        let line = format!("{word:<8}  {step:<6}  {what:<width$}  {}", row.outcome);
+        show::printable(line.trim_end()).into_owned()
+    };
+    rows.iter().map(line).collect()
+}

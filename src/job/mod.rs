@@ -1,0 +1,26 @@
+//! Runs of a configuration: backups of all sources to all targets, with what belongs before and after them.
+//!
+//! ```text
+//! hooks "before" ─► for each source: its hooks, its backups ─► forget ─► prune ─► hooks "success" … "finally"
+//! ```
+//!
+//! A failure skips what depends on it, and nothing else: another source and another target are still backed up. Snapshots of a
+//! source are forgotten only on a target that got a new one in this run.
+//!
+//! - [`steps`]: the steps in their order
+//! - [`outcome`]: what came of each
+//! - [`conditions`]: whether a source or a target is to be used now
+//! - [`hooks`]: commands before and after backups
+//! - [`journal`]: the record of all steps; [`report`]: metrics, and pings of a URL
+
+mod conditions;
+mod hooks;
+mod journal;
+mod outcome;
+mod report;
+mod steps;
+
+pub use journal::{Journal, JournalError, Latest};
+pub use outcome::{Counts, Failed, Outcome, Row, Step, worst};
+pub use report::{ping, write_metrics};
+pub use steps::{Job, Scene};

@@ -1,0 +1,102 @@
+//! Programs that run in a process group of their own, so that everything they start can be ended with them.
+
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, ChildStdout, Command, ExitStatus};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
+
+/// How often it is looked at whether a program has ended.
+const POLL: Duration = Duration::from_millis(5);
+/// The time that processes have to end after SIGTERM.
+const ENDING: Duration = Duration::from_secs(5);
+
+/// A program and the processes in its group. If it is dropped before the program ends, all are ended: by SIGTERM, and after
+/// five seconds by SIGKILL.
+#[derive(Debug)]
+pub(crate) struct ProcessGroup(Child);
+
+impl ProcessGroup {
+    /// Starts the program.
+    pub(crate) fn start(command: &mut Command) -> io::Result<Self> {
+        command.process_group(0).spawn().map(ProcessGroup)
+    }
+
+    /// The pipe with its output, once.
+    pub(crate) fn take_output(&mut self) -> Option<ChildStdout> {
+        self.0.stdout.take()
+    }
+
+    /// Waits until the program ends. `None` if `gives_up` returned true before.
+    pub(crate) fn wait(mut self, gives_up: impl Fn() -> bool) -> io::Result<Option<ExitStatus>> {
+        while !self.has_ended() {
+            if gives_up() {
+                return Ok(None);
+            }
+            thread::sleep(POLL);
+        }
+        self.0.wait().map(Some)
+    }
+
+    fn id(&self) -> Option<Pid> {
+        i32::try_from(self.0.id()).ok().and_then(Pid::from_raw)
+    }
+
+    /// Whether the program has ended. It stays a zombie, so that no other process gets its number.
+    fn has_ended(&self) -> bool {
+        let Some(id) = self.id() else { return true };
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
+        !matches!(waitid(WaitId::Pid(id), options), Ok(None) | Err(Errno::INTR))
+    }
+}
+
+impl Drop for ProcessGroup {
+    fn drop(&mut self) {
+        // After it was waited for, its number may be that of another process. `has_ended` would fail and return true.
+        let Some(id) = self.id().filter(|_| matches!(self.0.try_wait(), Ok(None))) else { return };
+        let begun = Instant::now();
+        // They may end in the meantime.
+        let _ = kill_process_group(id, Signal::TERM);
+        while !self.has_ended() && begun.elapsed() < ENDING {
+            thread::sleep(POLL);
+        }
+        let _ = kill_process_group(id, Signal::KILL);
+        let _ = self.0.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::process::Stdio;
+
+    use super::*;
+
+    fn shell(script: &str) -> ProcessGroup {
+        let mut command = Command::new("sh");
+        ProcessGroup::start(command.args(["-c", script]).stdin(Stdio::null()).stdout(Stdio::piped())).unwrap()
+    }
+
+    #[test]
+    fn the_exit_code_is_returned() {
+        assert_eq!(shell("sleep 0.1; exit 7").wait(|| false).unwrap().unwrap().code(), Some(7));
+        assert!(shell("sleep 1000").wait(|| true).unwrap().is_none());
+    }
+
+    #[test]
+    fn dropping_ends_all_processes() {
+        for trap in ["", "trap '' TERM;"] {
+            let begun = Instant::now();
+            let mut group = shell(&format!("{trap} sleep 1000 & echo begun; wait; sleep 1000"));
+            let mut output = group.take_output().unwrap();
+            output.read_exact(&mut [0; 6]).unwrap();
+            drop(group);
+            // Ends once no process has the pipe open any more.
+            assert_eq!(output.read(&mut [0]).unwrap(), 0);
+            assert_eq!(begun.elapsed() >= ENDING, !trap.is_empty(), "{trap}");
+        }
+    }
+}
