@@ -31,7 +31,7 @@
 //! | `inventory` | `catalog` `state` `repository` `storage` `crypt` `format` `monitor` `failure` |
 //! | `session` | `inventory` `source` `catalog` `state` `repository` `storage` `crypt` `format` `sys` `monitor` `failure` |
 //! | `prune` | `session` `inventory` `source` `catalog` `state` `repository` `storage` `crypt` `format` `monitor` `failure` |
-//! | `backup` | `session` `inventory` `source` `catalog` `state` `repository` `storage` `crypt` `format` `monitor` `threads` `failure` |
+//! | `backup` | `session` `inventory` `source` `catalog` `state` `repository` `storage` `crypt` `format` `sys` `monitor` `threads` `failure` |
 //! | `archive` | `storage` `format` `failure` |
 //! | `reader` | `archive` `repository` `crypt` `format` `failure` |
 //! | `mount` | `sys` `archive` `format` `monitor` `failure` |

@@ -82,7 +82,7 @@ impl Follower for SnapshotMaker<'_> {
         let is_base = previous.as_ref().map(|row| &row.name) == base.as_ref().map(|(name, _)| name);
         let is_same = is_base && plan.is_unchanged(&tree.root, &walked, previous.as_ref());
         let before = previous.as_ref().map(|row| row.files);
-        let refusal = plan.policy.guard.as_ref().and_then(|guard| guard.refusal(before, &walked));
+        let refusal = plan.policy.guard.as_ref().and_then(|guard| guard.refusal(before, walked.files, walked.others));
         if let Some(why) = refusal {
             // The catalog goes on from the last snapshot, and stored content is not stored again.
             if let Some(error) = keep_stored(&mut tree) {

@@ -91,6 +91,7 @@ mean the same as
 /// Commands that end with code 130 on a signal.
 const INTERRUPTIBLE: &[&str] = &[
     "backup",
+    "run",
     "restore",
     "check",
     "rebuild",
@@ -118,6 +119,7 @@ pub fn exit_codes(command: &Command) -> Vec<(String, String)> {
     let partly = match command.get_name() {
         "prune" => "Done, but some packs are damaged; they were reported and stay.",
         "forget" => "Done, but with \\-\\-prune, some packs are damaged; they were reported and stay.",
+        "run" => "Done, but there were problems, such as files that could not be read; they were reported.",
         "backup" => {
             "Done, but some source files could not be read consistently, a source lost most of its files, or packs of the repository are lost; all were reported."
         }
@@ -133,18 +135,19 @@ pub fn exit_codes(command: &Command) -> Vec<(String, String)> {
         "find" => "Failed, or some data could not be read; it was reported, and the rest was searched.",
         "versions" => "Failed, no snapshot has the path, or some snapshots could not be read and were reported.",
         "diff" => "Failed, or some directories could not be read; they were reported, and the rest was compared.",
+        "run" => "A step failed; standard error has the reason. If several failed, the code is that of the worst.",
         _ => "Failed; standard error has the reason.",
     };
     entries(&[
         ("0", done, true),
         ("1", failed, true),
         ("2", "Wrong usage.", true),
-        ("3", partly, root || may_prune || is(command, &["backup"])),
-        ("10", "The repository does not exist.", root || has(command, "repo")),
+        ("3", partly, root || may_prune || is(command, &["backup", "run"])),
+        ("10", "The repository does not exist.", root || has(command, "repo") || is(command, &["run"])),
         (
             "11",
             "Locked: another run is writing to the repository.",
-            root || is(command, &["backup", "rebuild", "update", "adopt", "forget", "hold", "release", "prune"]),
+            root || is(command, &["backup", "run", "rebuild", "update", "adopt", "forget", "hold", "release", "prune"]),
         ),
         ("12", "The key or the passphrase is wrong or missing.", root || may_ask(command)),
         ("130", "Interrupted by SIGINT, SIGTERM or SIGHUP.", root || is(command, INTERRUPTIBLE)),
@@ -189,7 +192,7 @@ pub fn environment(command: &Command, commands: &[Command]) -> Vec<(String, Stri
         (
             "TMPDIR",
             "The directory for unnamed temporary files. The default is /var/tmp, or /tmp if /var/tmp does not exist.",
-            root || is(command, &["backup", "restore", "dump", "check"]),
+            root || is(command, &["backup", "run", "restore", "dump", "check"]),
         ),
         (
             "XDG_CACHE_HOME",
@@ -214,6 +217,9 @@ pub fn environment(command: &Command, commands: &[Command]) -> Vec<(String, Stri
 pub fn related(command: &Command) -> &'static [&'static str] {
     match command.get_name() {
         "init" | "generate" | "backup" => &["key-generate", "init", "backup", "snapshots", "check"],
+        "run" => &["config-check", "backup", "forget", "prune"],
+        "check" if !has(command, "repo") => &["config-init", "config-show", "run"],
+        "show" => &["config-check", "run"],
         "umount" => &["mount"],
         "forget" | "hold" | "release" | "prune" | "stats" => {
             &["snapshots", "forget", "hold", "release", "prune", "stats", "check"]
@@ -232,6 +238,9 @@ pub fn further(command: &Command) -> &'static [(&'static str, &'static str)] {
         "mount" => {
             &[("fusermount3", "1"), ("mount.brackfs", "8"), ("mount.fuse3", "8"), TARGETS, ("brackfs-security", "7")]
         }
+        "run" => &[CONFIG, ("crontab", "5"), TARGETS, ("brackfs-security", "7")],
+        "show" => &[CONFIG],
+        "check" if !has(command, "repo") => &[CONFIG],
         "umount" => &[("fusermount3", "1"), ("umount", "8")],
         "check" => &[("b3sum", "1"), ("brackfs-format", "5"), TARGETS, ("brackfs-security", "7")],
         "generate" => &[("gpg", "1"), ("brackfs-security", "7")],
@@ -239,13 +248,15 @@ pub fn further(command: &Command) -> &'static [(&'static str, &'static str)] {
         "backup" => &[("crontab", "5"), ("gitignore", "5"), TARGETS, ("brackfs-security", "7")],
         "find" => &[("gitignore", "5"), ("brackfs-security", "7")],
         "completions" => &[],
-        _ if is_root(command) => &[("brackfs-format", "5"), TARGETS, ("brackfs-security", "7"), ("gpg", "1")],
+        _ if is_root(command) => &[CONFIG, ("brackfs-format", "5"), TARGETS, ("brackfs-security", "7"), ("gpg", "1")],
         _ => &[("brackfs-security", "7")],
     }
 }
 
 /// The page about the places where a repository can be.
 const TARGETS: (&str, &str) = ("brackfs-targets", "7");
+/// The page about the configuration.
+const CONFIG: (&str, &str) = ("brackfs-config", "5");
 
 /// Escapes text for roff.
 pub fn escaped(text: &str) -> String {
@@ -313,6 +324,10 @@ brackfs check \-\-repo /srv/backup \-\-key owner.key \-\-read\-data
 ";
 
 const FILES: &str = r"
+.TP
+.I /etc/brackfs/config.toml
+The configuration; see
+.BR brackfs\-config (5).
 .TP
 .I /var/lib/brackfs
 The state directory of root.
@@ -479,6 +494,14 @@ A snapshot that is kept, forgotten, shown again, held or released, from
 .BR brackfs\-hold (1)
 and
 .BR brackfs\-release (1).
+.TP
+.B step
+A step of a configured run, from
+.BR brackfs\-run (1).
+.TP
+.B config
+The sources and targets of a configuration, from
+.BR brackfs\-config\-check (1).
 .TP
 .B error
 A problem with a file or an object, with

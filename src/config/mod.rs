@@ -23,7 +23,7 @@ mod target;
 mod tests;
 mod value;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 pub use error::Error;
 pub use files::usual;
@@ -224,10 +224,4 @@ fn named<'a>(parts: &mut Vec<Part<'a>>, what: &str, value: &'a Value, mistakes: 
             parts.push(Part { name: &key.name, place: &key.place, table });
         }
     }
-}
-
-/// Parses an absolute path.
-fn absolute(text: &str) -> Result<PathBuf, &'static str> {
-    let path = PathBuf::from(text);
-    if path.is_absolute() { Ok(path) } else { Err("write an absolute path") }
 }

@@ -2,9 +2,8 @@
 
 use std::path::PathBuf;
 
-use super::absolute;
 use super::secret::{Secret, secret};
-use super::settings::Settings;
+use super::settings::{Settings, absolute};
 
 /// Where a run is reported.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

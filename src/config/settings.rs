@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
+use std::path::PathBuf;
 
 use super::place::{Mistakes, Place, suggestion};
 use super::value::{Kind, Table, Value};
@@ -182,4 +183,10 @@ impl<'a> Settings<'a> {
         }
         used
     }
+}
+
+/// Parses an absolute path.
+pub(super) fn absolute(text: &str) -> Result<PathBuf, &'static str> {
+    let path = PathBuf::from(text);
+    if path.is_absolute() { Ok(path) } else { Err("write an absolute path") }
 }

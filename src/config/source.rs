@@ -4,9 +4,8 @@ use std::ffi::OsString;
 use std::fmt::Display;
 use std::str::FromStr;
 
-use super::absolute;
 use super::place::{Mistakes, Place, suggestion};
-use super::settings::{Settings, Used};
+use super::settings::{Settings, Used, absolute};
 use super::target::Conditions;
 use super::value::Table;
 use crate::backup::{Guard, Options, Stream, StreamSource, check_tag};

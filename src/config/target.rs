@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::place::{Mistakes, Place};
-use super::settings::{Settings, Used};
+use super::settings::{Settings, Used, absolute};
 use super::value::Table;
 use crate::quantity::{parse_duration, parse_percent, parse_size};
 use crate::storage::{Location, Rates, Remote, parse_endpoint};
@@ -65,7 +65,7 @@ pub struct Prune {
 impl Conditions {
     /// Reads `require-mount`, `when-missing` and `when`.
     pub(super) fn read(settings: &mut Settings<'_>) -> Self {
-        let mount = settings.parsed("require-mount", super::absolute);
+        let mount = settings.parsed("require-mount", absolute);
         let missing = settings.word("when-missing", &[("fail", Missing::Fail), ("skip", Missing::Skip)]);
         let when = settings.table("when", |when| {
             (when.flag("ac-power").unwrap_or(false), when.flag("metered").is_some_and(|metered| !metered))

@@ -159,7 +159,7 @@ pub fn worst(kinds: impl IntoIterator<Item = FailureKind>) -> Option<FailureKind
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{backup, state};
+    use crate::backup;
 
     #[test]
     fn the_worst_failure_decides() {
@@ -175,9 +175,12 @@ mod tests {
 
     #[test]
     fn a_failure_has_its_kind_and_each_cause_once() {
-        let error = backup::Error::from(crate::session::Error::from(state::Error::Interrupted));
+        let error = backup::Error::Interrupted;
         let failed = super::Failed::from(error);
         assert_eq!(failed.kind, FailureKind::Interrupted);
         assert_eq!(failed.message.matches("interrupted").count(), 1, "{}", failed.message);
+        let source = std::io::Error::other("no such thing");
+        let failed = super::Failed::from(backup::Error::NoSource { path: "/x".into(), source });
+        assert_eq!(failed.message, "cannot back up /x: no such thing");
     }
 }

@@ -99,7 +99,7 @@ fn a_heading_covers_only_options_that_commands_share() {
         "cache_dir",
     ];
     let expected = [
-        ("Common options".to_owned(), shared(&["quiet", "verbose", "log", "state_dir"])),
+        ("Common options".to_owned(), shared(&["quiet", "verbose", "log", "config", "state_dir"])),
         ("Target options".to_owned(), shared(&target)),
     ];
     assert_eq!(headings, BTreeMap::from(expected));
