@@ -107,7 +107,13 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         open: &open,
         locate: &|target| Place::of(target, global).location,
         size: &show::size,
-        monitor: &monitor,
+        watch: &|work| {
+            let monitor = global.monitor(args.json);
+            monitor.start();
+            work(&monitor);
+            monitor.finish();
+        },
+        note: &|message| monitor.note(message),
         ended: &ended,
         stop: &stop,
     };
@@ -120,9 +126,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         }
     };
     tell("start", None);
-    monitor.start();
     let rows = job.run(&scene);
-    monitor.finish();
     let code = worst(rows.iter().filter_map(|row| row.outcome.failure())).map_or(0, exit::code);
     if let (Some(path), Some(journal), false) = (&config.report.metrics, &journal, args.dry_run) {
         let latest = journal.latest().map_err(anyhow::Error::from);

@@ -46,8 +46,10 @@ pub struct Scene<'a> {
     pub locate: &'a dyn Fn(&Target) -> Location,
     /// Formats a size in bytes.
     pub size: &'a dyn Fn(u64) -> String,
-    /// Receives messages.
-    pub monitor: &'a dyn Monitor,
+    /// Does the work of a step with a monitor, whose progress begins anew.
+    pub watch: &'a dyn Fn(&mut dyn FnMut(&dyn Monitor)),
+    /// Receives messages between steps.
+    pub note: &'a dyn Fn(&str),
     /// Receives each step when it has ended.
     pub ended: &'a dyn Fn(&Row),
     /// When set, the run ends early.
@@ -115,7 +117,7 @@ impl<'a> Run<'a> {
         step: Step,
         source: Option<&str>,
         target: Option<&str>,
-        work: impl FnOnce() -> Result<Outcome, Failed>,
+        work: impl FnOnce(&dyn Monitor) -> Result<Outcome, Failed>,
     ) {
         let begun = Instant::now();
         let outcome = self.attempt(work);
@@ -123,11 +125,18 @@ impl<'a> Run<'a> {
     }
 
     /// Does the work of a step, unless the run is to stop.
-    fn attempt(&self, work: impl FnOnce() -> Result<Outcome, Failed>) -> Outcome {
-        match self.is_stopped() {
-            true => Outcome::Failed(Failed { kind: FailureKind::Interrupted, message: "interrupted before".into() }),
-            false => work().unwrap_or_else(Outcome::Failed),
+    fn attempt(&self, work: impl FnOnce(&dyn Monitor) -> Result<Outcome, Failed>) -> Outcome {
+        let interrupted = Failed { kind: FailureKind::Interrupted, message: "interrupted before".into() };
+        if self.is_stopped() {
+            return Outcome::Failed(interrupted);
         }
+        let (mut work, mut outcome) = (Some(work), Outcome::Failed(interrupted));
+        (self.scene.watch)(&mut |monitor| {
+            if let Some(work) = work.take() {
+                outcome = work(monitor).unwrap_or_else(Outcome::Failed);
+            }
+        });
+        outcome
     }
 
     fn note(
@@ -144,7 +153,7 @@ impl<'a> Run<'a> {
         if let Some(journal) = self.scene.journal.filter(|_| !self.job.dry_run)
             && let Err(error) = journal.add(&row)
         {
-            self.scene.monitor.note(&error.to_string());
+            (self.scene.note)(&error.to_string());
         }
         (self.scene.ended)(&row);
         self.rows.push(row);
@@ -167,11 +176,14 @@ impl<'a> Run<'a> {
             let (job, scene) = (self.job, self.scene);
             let (mut is_new, mut counts) = (false, None);
             let begun = Instant::now();
-            let outcome = self.attempt(|| {
+            let outcome = self.attempt(|monitor| {
                 if let Some(outcome) = closed.clone().or_else(|| conditions::obstacle(&target.conditions)) {
                     return Ok(outcome);
                 }
-                let summary = back_up(job, scene, source, target)?;
+                if job.dry_run && source.options.selection.stream.is_some() {
+                    return Ok(Outcome::Skipped("a dry run does not run the command".into()));
+                }
+                let summary = back_up(job, scene, source, target, monitor)?;
                 counts = Some(Counts::from(&summary));
                 is_new = summary.snapshot.is_some() || job.dry_run && !summary.shrunk;
                 Ok(outcome_of(&summary, scene))
@@ -193,7 +205,7 @@ impl<'a> Run<'a> {
             let Ok(target) = self.job.config.target(name) else { continue };
             let is_due = self.job.only == Some(Step::Forget) || self.has_new(&source.name, name);
             let (job, scene) = (self.job, self.scene);
-            self.step(Step::Forget, Some(&source.name), Some(name), || {
+            self.step(Step::Forget, Some(&source.name), Some(name), |monitor| {
                 if !is_due {
                     return Ok(Outcome::Skipped("there is no new snapshot".into()));
                 }
@@ -202,7 +214,7 @@ impl<'a> Run<'a> {
                 }
                 let repository = (scene.open)(target, Vec::new())?;
                 let state = RepositoryState::new(scene.state, repository.id());
-                let (monitor, stop, wait_lock) = (scene.monitor, scene.stop, target.wait_lock);
+                let (stop, wait_lock) = (scene.stop, target.wait_lock);
                 let forgetting = retention::Scene { repository: &repository, state: &state, wait_lock, monitor, stop };
                 let choice = Choice::Policy {
                     policy: policy.clone(),
@@ -236,7 +248,7 @@ impl<'a> Run<'a> {
         let of_target = |row: &&Row| row.target.as_deref() == Some(target.name.as_str());
         let before: Vec<_> = self.rows.iter().filter(of_target).map(|row| row.outcome.clone()).collect();
         let all_failed = !before.is_empty() && before.iter().all(|outcome| matches!(outcome, Outcome::Failed(_)));
-        self.step(Step::Prune, None, Some(&target.name), || {
+        self.step(Step::Prune, None, Some(&target.name), |monitor| {
             if all_failed {
                 return Ok(Outcome::Skipped("all steps before it failed".into()));
             }
@@ -253,8 +265,8 @@ impl<'a> Run<'a> {
             let state = RepositoryState::new(scene.state, repository.id());
             let options = &target.prune.options;
             let summary = match job.dry_run {
-                true => prune::predict(&repository, &state, options, scene.monitor, scene.stop)?,
-                false => prune::prune(&repository, &state, options, target.wait_lock, scene.monitor, scene.stop)?,
+                true => prune::predict(&repository, &state, options, monitor, scene.stop)?,
+                false => prune::prune(&repository, &state, options, target.wait_lock, monitor, scene.stop)?,
             };
             let freed = (scene.size)(summary.freed_bytes);
             let pending = (scene.size)(summary.pending_bytes);
@@ -331,7 +343,7 @@ impl<'a> Run<'a> {
             Verdict::Failed(failed) => match hook.on_failure {
                 OnFailure::Ignore => (Outcome::Done(failed.message), Gate::Open),
                 OnFailure::Warn => {
-                    self.scene.monitor.note(&failed.message);
+                    (self.scene.note)(&failed.message);
                     (Outcome::Partial(failed.message), Gate::Open)
                 }
                 OnFailure::Abort => (Outcome::Failed(failed.clone()), Gate::Closed(Outcome::Failed(failed))),
@@ -343,7 +355,13 @@ impl<'a> Run<'a> {
 }
 
 /// Backs a source up to a target.
-fn back_up(job: &Job<'_>, scene: &Scene<'_>, source: &Source, target: &Target) -> Result<Summary, Failed> {
+fn back_up(
+    job: &Job<'_>,
+    scene: &Scene<'_>,
+    source: &Source,
+    target: &Target,
+    monitor: &dyn Monitor,
+) -> Result<Summary, Failed> {
     let mut options: Options = source.options.clone();
     let location = (scene.locate)(target);
     options.policy.dry_run = job.dry_run;
@@ -356,8 +374,8 @@ fn back_up(job: &Job<'_>, scene: &Scene<'_>, source: &Source, target: &Target) -
     let open = || (scene.open)(target, ahead);
     let may_skip = options.policy.skip_if_unchanged && !job.dry_run && location.is_remote();
     match may_skip {
-        true => backup::back_up_if_changed(open, scene.state, &options, scene.monitor, scene.stop),
-        false => Ok(backup::back_up(&open()?, scene.state, &options, scene.monitor, scene.stop)?),
+        true => backup::back_up_if_changed(open, scene.state, &options, monitor, scene.stop),
+        false => Ok(backup::back_up(&open()?, scene.state, &options, monitor, scene.stop)?),
     }
 }
 
