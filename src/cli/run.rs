@@ -14,8 +14,10 @@ use super::show;
 use super::signals::stop_on_signals;
 use super::terminal::is_interactive;
 use crate::config::Target;
-use crate::job::{Failed, Job, Journal, Row, Scene, Step, ping, worst, write_metrics};
+use crate::job::{Caller, Failed, Job, Journal, Row, Scene, Step, ping, worst, write_metrics};
 use crate::monitor::Monitor;
+use crate::repository::Repository;
+use crate::storage::{Ahead, Location};
 
 /// Do everything that the configuration says: back up, forget and prune
 ///
@@ -76,6 +78,46 @@ impl From<Only> for Step {
     }
 }
 
+/// This program, as a run needs it.
+struct Program<'a> {
+    global: &'a Global,
+    json: bool,
+    monitor: &'a dyn Monitor,
+}
+
+impl Caller for Program<'_> {
+    fn open(&self, target: &Target, ahead: Vec<Ahead>) -> Result<Repository, Failed> {
+        let opened = Place::of(target, self.global).open(Use::Command, self.global, ahead);
+        opened.map_err(|error| Failed { kind: exit::kind(&error), message: exit::text(&error) })
+    }
+
+    fn locate(&self, target: &Target) -> Location {
+        Place::of(target, self.global).location
+    }
+
+    fn watch(&self, work: &mut dyn FnMut(&dyn Monitor)) {
+        let monitor = self.global.monitor(self.json);
+        monitor.start();
+        work(&monitor);
+        monitor.finish();
+    }
+
+    fn note(&self, message: &str) {
+        self.monitor.note(message);
+    }
+
+    fn ended(&self, row: &Row) {
+        if self.json {
+            // If standard output is closed, the result at the end fails as well.
+            let _ = output::result(show::json(&as_json(row)));
+        }
+    }
+
+    fn size(&self, bytes: u64) -> String {
+        show::size(bytes)
+    }
+}
+
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let config = global.required_config()?;
     let sources = match args.sources.is_empty() {
@@ -91,32 +133,8 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         monitor.note(&error.to_string());
         None
     });
-    let open = |target: &Target, ahead| {
-        let opened = Place::of(target, global).open(Use::Command, global, ahead);
-        opened.map_err(|error| Failed { kind: exit::kind(&error), message: exit::text(&error) })
-    };
-    let ended = |row: &Row| {
-        if args.json {
-            // An error on standard output is found at the end.
-            let _ = output::result(show::json(&as_json(row)));
-        }
-    };
-    let scene = Scene {
-        state: &state,
-        journal: journal.as_ref(),
-        open: &open,
-        locate: &|target| Place::of(target, global).location,
-        size: &show::size,
-        watch: &|work| {
-            let monitor = global.monitor(args.json);
-            monitor.start();
-            work(&monitor);
-            monitor.finish();
-        },
-        note: &|message| monitor.note(message),
-        ended: &ended,
-        stop: &stop,
-    };
+    let program = Program { global, json: args.json, monitor: &monitor };
+    let scene = Scene { state: &state, journal: journal.as_ref(), caller: &program, stop: &stop };
     let job = Job { config: &config, sources, only: args.only.map(Step::from), dry_run: args.dry_run };
     let tell = |end: &str, body: Option<&str>| {
         if let Some(url) = config.report.ping.as_ref().map(|ping| &ping.url).filter(|_| !args.dry_run)

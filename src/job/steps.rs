@@ -40,20 +40,31 @@ pub struct Scene<'a> {
     pub state: &'a Path,
     /// The record of steps, if it can be used.
     pub journal: Option<&'a Journal>,
-    /// Opens the repository of a target. The reads begin at once.
-    pub open: &'a dyn Fn(&Target, Vec<Ahead>) -> Result<Repository, Failed>,
-    /// The location of a target, as it is opened.
-    pub locate: &'a dyn Fn(&Target) -> Location,
-    /// Formats a size in bytes.
-    pub size: &'a dyn Fn(u64) -> String,
-    /// Does the work of a step with a monitor, whose progress begins anew.
-    pub watch: &'a dyn Fn(&mut dyn FnMut(&dyn Monitor)),
-    /// Receives messages between steps.
-    pub note: &'a dyn Fn(&str),
-    /// Receives each step when it has ended.
-    pub ended: &'a dyn Fn(&Row),
+    /// The program that runs it.
+    pub caller: &'a dyn Caller,
     /// When set, the run ends early.
     pub stop: &'a AtomicBool,
+}
+
+/// What a run needs from the program.
+pub trait Caller {
+    /// Opens the repository of a target. The reads begin at once.
+    fn open(&self, target: &Target, ahead: Vec<Ahead>) -> Result<Repository, Failed>;
+
+    /// The location of a target, as it is opened.
+    fn locate(&self, target: &Target) -> Location;
+
+    /// Does the work of a step with a monitor, whose progress begins anew.
+    fn watch(&self, work: &mut dyn FnMut(&dyn Monitor));
+
+    /// Receives messages between steps.
+    fn note(&self, message: &str);
+
+    /// Receives each step when it has ended.
+    fn ended(&self, row: &Row);
+
+    /// Formats a size in bytes.
+    fn size(&self, bytes: u64) -> String;
 }
 
 impl<'a> Job<'a> {
@@ -131,7 +142,7 @@ impl<'a> Run<'a> {
             return Outcome::Failed(interrupted);
         }
         let (mut work, mut outcome) = (Some(work), Outcome::Failed(interrupted));
-        (self.scene.watch)(&mut |monitor| {
+        self.scene.caller.watch(&mut |monitor| {
             if let Some(work) = work.take() {
                 outcome = work(monitor).unwrap_or_else(Outcome::Failed);
             }
@@ -153,9 +164,9 @@ impl<'a> Run<'a> {
         if let Some(journal) = self.scene.journal.filter(|_| !self.job.dry_run)
             && let Err(error) = journal.add(&row)
         {
-            (self.scene.note)(&error.to_string());
+            self.scene.caller.note(&error.to_string());
         }
-        (self.scene.ended)(&row);
+        self.scene.caller.ended(&row);
         self.rows.push(row);
     }
 
@@ -212,7 +223,7 @@ impl<'a> Run<'a> {
                 if let Some(outcome) = obstacle(&target.conditions) {
                     return Ok(outcome);
                 }
-                let repository = (scene.open)(target, Vec::new())?;
+                let repository = scene.caller.open(target, Vec::new())?;
                 let state = RepositoryState::new(scene.state, repository.id());
                 let (stop, wait_lock) = (scene.stop, target.wait_lock);
                 let forgetting = retention::Scene { repository: &repository, state: &state, wait_lock, monitor, stop };
@@ -261,15 +272,15 @@ impl<'a> Run<'a> {
             {
                 return Ok(Outcome::Skipped("it is not due".into()));
             }
-            let repository = (scene.open)(target, Vec::new())?;
+            let repository = scene.caller.open(target, Vec::new())?;
             let state = RepositoryState::new(scene.state, repository.id());
             let options = &target.prune.options;
             let summary = match job.dry_run {
                 true => prune::predict(&repository, &state, options, monitor, scene.stop)?,
                 false => prune::prune(&repository, &state, options, target.wait_lock, monitor, scene.stop)?,
             };
-            let freed = (scene.size)(summary.freed_bytes);
-            let pending = (scene.size)(summary.pending_bytes);
+            let freed = scene.caller.size(summary.freed_bytes);
+            let pending = scene.caller.size(summary.pending_bytes);
             let text = format!("{freed} freed, {pending} after the grace period");
             Ok(if summary.damaged_packs > 0 { Outcome::Partial(text) } else { Outcome::Done(text) })
         });
@@ -343,7 +354,7 @@ impl<'a> Run<'a> {
             Verdict::Failed(failed) => match hook.on_failure {
                 OnFailure::Ignore => (Outcome::Done(failed.message), Gate::Open),
                 OnFailure::Warn => {
-                    (self.scene.note)(&failed.message);
+                    self.scene.caller.note(&failed.message);
                     (Outcome::Partial(failed.message), Gate::Open)
                 }
                 OnFailure::Abort => (Outcome::Failed(failed.clone()), Gate::Closed(Outcome::Failed(failed))),
@@ -363,7 +374,7 @@ fn back_up(
     monitor: &dyn Monitor,
 ) -> Result<Summary, Failed> {
     let mut options: Options = source.options.clone();
-    let location = (scene.locate)(target);
+    let location = scene.caller.locate(target);
     options.policy.dry_run = job.dry_run;
     options.policy.wait_lock = target.wait_lock;
     options.policy.daily_at = location.is_remote().then(|| location.identity());
@@ -371,7 +382,7 @@ fn back_up(
     let identity = options.policy.daily_at.as_deref().filter(|_| !job.dry_run);
     options.policy.early = identity.and_then(|identity| EarlyRuns::at(scene.state, identity));
     let ahead = options.policy.early.map(|runs| runs.reads()).unwrap_or_default();
-    let open = || (scene.open)(target, ahead);
+    let open = || scene.caller.open(target, ahead);
     let may_skip = options.policy.skip_if_unchanged && !job.dry_run && location.is_remote();
     match may_skip {
         true => backup::back_up_if_changed(open, scene.state, &options, monitor, scene.stop),
@@ -381,7 +392,8 @@ fn back_up(
 
 fn outcome_of(summary: &Summary, scene: &Scene<'_>) -> Outcome {
     let files = count(summary.files, "file", "files");
-    let (bytes, stored) = ((scene.size)(summary.bytes), (scene.size)(summary.data_bytes + summary.tree_bytes));
+    let (bytes, stored) =
+        (scene.caller.size(summary.bytes), scene.caller.size(summary.data_bytes + summary.tree_bytes));
     let text = match (&summary.snapshot, summary.shrunk) {
         (_, true) => "the source lost most of its files, no snapshot was made".to_owned(),
         (Some(name), _) => format!("snapshot {}: {files}, {bytes}, {stored} stored", name.id.short()),
