@@ -487,7 +487,7 @@ fn clones_that_take_turns_lose_nothing_and_are_detected_each_time() {
 #[test]
 fn one_of_two_clones_that_start_together_is_refused() {
     let mut world = World::new();
-    let piped = ["backup", "--stdin-filename", "pipe"];
+    let piped = ["backup", "--allow-empty", "--stdin-filename", "pipe"];
     world.site.brackfs(&piped).ok();
     let clone = world.copy_of_state("clone");
     // It has read the state of the repository, and will write once data arrives.

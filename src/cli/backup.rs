@@ -11,7 +11,7 @@ use serde_json::json;
 use super::exit::{self, Usage};
 use super::global::Global;
 use super::output;
-use super::repository_arg::{Place, RepositoryArg, Use};
+use super::repository_arg::{RepositoryArg, ResolvedRepository, Use};
 use super::show::{name_time, parse_time, rate, size};
 use super::signals::stop_on_signals;
 use super::terminal::is_interactive;
@@ -374,7 +374,7 @@ impl Args {
         tags
     }
 
-    fn options(&self, place: &Place, global: &Global) -> Result<Options> {
+    fn options(&self, place: &ResolvedRepository, global: &Global) -> Result<Options> {
         let location = &place.location;
         let daily_at = location.is_remote().then(|| location.identity());
         // A dry run opens no session.

@@ -15,7 +15,7 @@ use clap::{Arg, Args, Command, ValueHint};
 use super::exit::Usage;
 use super::global::Global;
 use super::{signals, terminal};
-use crate::config::Target;
+use crate::config::TargetConfig;
 use crate::quantity::{parse_duration, parse_size};
 use crate::repository::Repository;
 use crate::storage::{
@@ -158,7 +158,7 @@ pub(super) enum Use {
 
 impl RepositoryArg {
     /// Finds the repository that is meant: the given one, or a target of the configuration.
-    pub(super) fn resolve(&self, global: &Global) -> Result<Place> {
+    pub(super) fn resolve(&self, global: &Global) -> Result<ResolvedRepository> {
         let (location, rates) = match &self.location {
             None => {
                 let target = only_target(global)?;
@@ -171,7 +171,7 @@ impl RepositoryArg {
         };
         let TargetArgs { limit_upload, limit_download, .. } = self.target;
         let rates = Rates { upload: limit_upload.or(rates.upload), download: limit_download.or(rates.download) };
-        Ok(Place { location: self.target.locate(&location, global), rates })
+        Ok(ResolvedRepository { location: self.target.locate(&location, global), rates })
     }
 
     /// Opens the repository. This waits for nothing; later operations wait for a target that is away.
@@ -181,7 +181,7 @@ impl RepositoryArg {
 }
 
 /// The target that is meant by `@NAME`, or by NAME if there is such a target. `None` if a location is meant.
-pub(super) fn target_called(given: &Location, global: &Global) -> Result<Option<Target>> {
+pub(super) fn target_called(given: &Location, global: &Global) -> Result<Option<TargetConfig>> {
     let Some(word) = given.as_name() else { return Ok(None) };
     match word.strip_prefix('@') {
         Some(name) => Ok(Some(global.required_config()?.target(name)?.clone())),
@@ -197,9 +197,9 @@ const WHICH: &str =
     "which repository? give --repo REPO, set BRACKFS_REPOSITORY, or write a target into the configuration";
 
 /// The only target of the configuration.
-fn only_target(global: &Global) -> Result<Target> {
+fn only_target(global: &Global) -> Result<TargetConfig> {
     let targets = global.config()?.map(|config| config.targets).unwrap_or_default();
-    match <[Target; 1]>::try_from(targets) {
+    match <[TargetConfig; 1]>::try_from(targets) {
         Ok([target]) => Ok(target),
         Err(targets) if targets.is_empty() => Err(Usage(WHICH.to_owned()).into()),
         Err(targets) => {
@@ -210,22 +210,22 @@ fn only_target(global: &Global) -> Result<Target> {
 }
 
 /// A repository and how to reach it.
-pub(super) struct Place {
+pub(super) struct ResolvedRepository {
     /// The location with the options for it.
     pub(super) location: Location,
     rates: Rates,
 }
 
-impl Place {
+impl ResolvedRepository {
     /// The repository of a configured target.
-    pub(super) fn of(target: &Target, global: &Global) -> Self {
-        Place { location: with_spool(target.location.clone(), global), rates: target.rates }
+    pub(super) fn of(target: &TargetConfig, global: &Global) -> Self {
+        ResolvedRepository { location: with_spool(target.location.clone(), global), rates: target.rates }
     }
 
     /// Opens the repository. This waits for nothing; later operations wait for a target that is away. The reads `ahead` begin
     /// at once.
     pub(super) fn open(&self, usage: Use, global: &Global, ahead: Vec<Ahead>) -> Result<Repository> {
-        let Place { location, rates } = self;
+        let ResolvedRepository { location, rates } = self;
         let policy = policy(usage, location.is_remote());
         let (shown, is_silent) = (location.to_string(), global.quiet);
         let wrap = |storage: Box<dyn Storage>| -> Box<dyn Storage> {

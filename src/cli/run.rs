@@ -9,12 +9,12 @@ use serde_json::json;
 use super::exit::{self, Usage};
 use super::global::Global;
 use super::output;
-use super::repository_arg::{Place, Use};
+use super::repository_arg::{ResolvedRepository, Use};
 use super::show;
 use super::signals::stop_on_signals;
 use super::terminal::is_interactive;
-use crate::config::Target;
-use crate::job::{Caller, Failed, Job, Journal, Row, Scene, Step, ping, worst, write_metrics};
+use crate::config::TargetConfig;
+use crate::job::{Caller, Environment, Failed, Job, Journal, Row, Step, ping, worst, write_metrics};
 use crate::monitor::Monitor;
 use crate::repository::Repository;
 use crate::storage::{Ahead, Location};
@@ -86,13 +86,13 @@ struct Program<'a> {
 }
 
 impl Caller for Program<'_> {
-    fn open(&self, target: &Target, ahead: Vec<Ahead>) -> Result<Repository, Failed> {
-        let opened = Place::of(target, self.global).open(Use::Command, self.global, ahead);
+    fn open(&self, target: &TargetConfig, ahead: Vec<Ahead>) -> Result<Repository, Failed> {
+        let opened = ResolvedRepository::of(target, self.global).open(Use::Command, self.global, ahead);
         opened.map_err(|error| Failed { kind: exit::kind(&error), message: exit::text(&error) })
     }
 
-    fn locate(&self, target: &Target) -> Location {
-        Place::of(target, self.global).location
+    fn locate(&self, target: &TargetConfig) -> Location {
+        ResolvedRepository::of(target, self.global).location
     }
 
     fn watch(&self, work: &mut dyn FnMut(&dyn Monitor)) {
@@ -134,7 +134,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         None
     });
     let program = Program { global, json: args.json, monitor: &monitor };
-    let scene = Scene { state: &state, journal: journal.as_ref(), caller: &program, stop: &stop };
+    let environment = Environment { state: &state, journal: journal.as_ref(), caller: &program, stop: &stop };
     let job = Job { config: &config, sources, only: args.only.map(Step::from), dry_run: args.dry_run };
     let tell = |end: &str, body: Option<&str>| {
         if let Some(url) = config.report.ping.as_ref().map(|ping| &ping.url).filter(|_| !args.dry_run)
@@ -144,7 +144,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         }
     };
     tell("start", None);
-    let rows = job.run(&scene);
+    let rows = job.run(&environment);
     let code = worst(rows.iter().filter_map(|row| row.outcome.failure())).map_or(0, exit::code);
     if let (Some(path), Some(journal), false) = (&config.report.metrics, &journal, args.dry_run) {
         let latest = journal.latest().map_err(anyhow::Error::from);

@@ -32,8 +32,8 @@ pub use place::{Mistake, Place};
 pub use report::{Ping, Report};
 pub use secret::Secret;
 pub use settings::Used;
-pub use source::Source;
-pub use target::{Conditions, Missing, Prune, Target};
+pub use source::SourceConfig;
+pub use target::{Conditions, Missing, Prune, TargetConfig};
 
 use place::{Mistakes, suggestion};
 use settings::Settings;
@@ -46,9 +46,9 @@ const VERSION: &str = "1";
 #[derive(Debug, Clone)]
 pub struct Config {
     /// The targets, in the order of the files.
-    pub targets: Vec<Target>,
+    pub targets: Vec<TargetConfig>,
     /// The sources, in the order of the files.
-    pub sources: Vec<Source>,
+    pub sources: Vec<SourceConfig>,
     /// The hooks, in the order of the files.
     pub hooks: Vec<Hook>,
     /// Where a run is reported.
@@ -89,13 +89,13 @@ impl Config {
     }
 
     /// The target of this name.
-    pub fn target(&self, name: &str) -> Result<&Target, Error> {
+    pub fn target(&self, name: &str) -> Result<&TargetConfig, Error> {
         let found = self.targets.iter().find(|target| target.name == name);
         found.ok_or_else(|| unknown("target", name, self.targets.iter().map(|target| target.name.as_str())))
     }
 
     /// The source of this name.
-    pub fn source(&self, name: &str) -> Result<&Source, Error> {
+    pub fn source(&self, name: &str) -> Result<&SourceConfig, Error> {
         let found = self.sources.iter().find(|source| source.name == name);
         found.ok_or_else(|| unknown("source", name, self.sources.iter().map(|source| source.name.as_str())))
     }
@@ -138,16 +138,16 @@ impl<'a> Parts<'a> {
         let names = |parts: &[Part<'a>]| parts.iter().map(|part| part.name).collect::<Vec<_>>();
         let (target_names, source_names) = (names(&self.targets), names(&self.sources));
         if let Some(defaults) = self.defaults {
-            Source::check_defaults(defaults, &target_names, mistakes);
+            SourceConfig::check_defaults(defaults, &target_names, mistakes);
         }
         let target =
-            |part: &Part<'_>, mistakes: &mut Mistakes| Target::read(part.name, part.place, part.table, mistakes);
+            |part: &Part<'_>, mistakes: &mut Mistakes| TargetConfig::read(part.name, part.place, part.table, mistakes);
         let targets = self.targets.iter().filter_map(|part| target(part, mistakes)).collect();
         let mut sources = Vec::new();
         for part in &self.sources {
             if let Some(mut tables) = self.inherited(part, &source_names, mistakes) {
                 tables.extend(self.defaults);
-                sources.extend(Source::read(part.name, part.place, tables, &target_names, mistakes));
+                sources.extend(SourceConfig::read(part.name, part.place, tables, &target_names, mistakes));
             }
         }
         let hooks = self.hooks.iter().filter_map(|(place, table)| Hook::read(place, table, &source_names, mistakes));

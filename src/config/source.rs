@@ -14,7 +14,7 @@ use crate::retention::{Age, Count, Period, Policy, Rule};
 
 /// What is backed up, and where to.
 #[derive(Debug, Clone)]
-pub struct Source {
+pub struct SourceConfig {
     /// Its name.
     pub name: String,
     /// The names of its targets.
@@ -34,7 +34,7 @@ pub struct Source {
 /// The keys that say what is backed up.
 const CONTENT: [&str; 4] = ["paths", "command", "user", "filename"];
 
-impl Source {
+impl SourceConfig {
     /// Reads a source from its own table, those that it inherits, and `[defaults]`.
     pub(super) fn read(
         name: &str,
@@ -57,7 +57,7 @@ impl Source {
         }
         let used = settings.end();
         content?;
-        Some(Source { name: name.to_owned(), to: to?, options, keep, conditions, used, place: place.clone() })
+        Some(SourceConfig { name: name.to_owned(), to: to?, options, keep, conditions, used, place: place.clone() })
     }
 
     /// Notes the mistakes of `[defaults]`.

@@ -11,7 +11,7 @@ use crate::storage::{Location, Rates, Remote, parse_endpoint};
 
 /// A repository, and how to use it.
 #[derive(Debug, Clone)]
-pub struct Target {
+pub struct TargetConfig {
     /// Its name.
     pub name: String,
     /// Where it is, with the options for it.
@@ -75,7 +75,7 @@ impl Conditions {
     }
 }
 
-impl Target {
+impl TargetConfig {
     pub(super) fn read(name: &str, place: &Place, table: &Table, mistakes: &mut Mistakes) -> Option<Self> {
         let mut settings = Settings::new(format!("target.{name}"), vec![table], mistakes);
         let location = settings.parsed("repository", |text| {
@@ -115,7 +115,7 @@ impl Target {
         let prune = settings.table("prune", Prune::read).unwrap_or_default();
         let wait_lock = settings.quantity("wait-lock", parse_duration).unwrap_or(WAIT_LOCK);
         let used = settings.end();
-        Some(Target {
+        Some(TargetConfig {
             name: name.to_owned(),
             location: location?.with_remote(remote),
             rates,

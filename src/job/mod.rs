@@ -23,4 +23,4 @@ mod steps;
 pub use journal::{Journal, JournalError, Latest};
 pub use outcome::{Counts, Failed, Outcome, Row, Step, worst};
 pub use report::{ping, write_metrics};
-pub use steps::{Caller, Job, Scene};
+pub use steps::{Caller, Environment, Job};

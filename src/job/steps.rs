@@ -11,7 +11,7 @@ use super::hooks::{self, Verdict};
 use super::journal::Journal;
 use super::outcome::{Counts, Failed, Outcome, Row, Step};
 use crate::backup::{self, Options, Summary};
-use crate::config::{Config, Hook, Moment, OnFailure, Source, Target};
+use crate::config::{Config, Hook, Moment, OnFailure, SourceConfig, TargetConfig};
 use crate::failure::FailureKind;
 use crate::monitor::{Monitor, count};
 use crate::prune;
@@ -27,7 +27,7 @@ pub struct Job<'a> {
     /// The configuration.
     pub config: &'a Config,
     /// The sources.
-    pub sources: Vec<&'a Source>,
+    pub sources: Vec<&'a SourceConfig>,
     /// The only kind of step; `None` for all.
     pub only: Option<Step>,
     /// Change nothing.
@@ -35,7 +35,7 @@ pub struct Job<'a> {
 }
 
 /// What a run works with.
-pub struct Scene<'a> {
+pub struct Environment<'a> {
     /// This machine's state directory.
     pub state: &'a Path,
     /// The record of steps, if it can be used.
@@ -49,10 +49,10 @@ pub struct Scene<'a> {
 /// What a run needs from the program.
 pub trait Caller {
     /// Opens the repository of a target. The reads begin at once.
-    fn open(&self, target: &Target, ahead: Vec<Ahead>) -> Result<Repository, Failed>;
+    fn open(&self, target: &TargetConfig, ahead: Vec<Ahead>) -> Result<Repository, Failed>;
 
     /// The location of a target, as it is opened.
-    fn locate(&self, target: &Target) -> Location;
+    fn locate(&self, target: &TargetConfig) -> Location;
 
     /// Does the work of a step with a monitor, whose progress begins anew.
     fn watch(&self, work: &mut dyn FnMut(&dyn Monitor));
@@ -69,8 +69,8 @@ pub trait Caller {
 
 impl<'a> Job<'a> {
     /// Makes all steps. Returns what came of them.
-    pub fn run(&'a self, scene: &'a Scene<'a>) -> Vec<Row> {
-        let mut run = Run { job: self, scene, rows: Vec::new(), new: Vec::new() };
+    pub fn run(&'a self, environment: &'a Environment<'a>) -> Vec<Row> {
+        let mut run = Run { job: self, environment, rows: Vec::new(), new: Vec::new() };
         run.all();
         run.rows
     }
@@ -83,7 +83,7 @@ impl<'a> Job<'a> {
 /// A run in progress.
 struct Run<'a> {
     job: &'a Job<'a>,
-    scene: &'a Scene<'a>,
+    environment: &'a Environment<'a>,
     rows: Vec<Row>,
     /// The sources and targets of new snapshots.
     new: Vec<(String, String)>,
@@ -113,13 +113,13 @@ impl<'a> Run<'a> {
     }
 
     /// The targets of the sources, in the order of the configuration.
-    fn targets(&self) -> Vec<&'a Target> {
-        let is_used = |target: &&Target| self.job.sources.iter().any(|source| source.to.contains(&target.name));
+    fn targets(&self) -> Vec<&'a TargetConfig> {
+        let is_used = |target: &&TargetConfig| self.job.sources.iter().any(|source| source.to.contains(&target.name));
         self.job.config.targets.iter().filter(is_used).collect()
     }
 
     fn is_stopped(&self) -> bool {
-        self.scene.stop.load(Ordering::Relaxed)
+        self.environment.stop.load(Ordering::Relaxed)
     }
 
     /// Makes a step, and notes what came of it.
@@ -142,7 +142,7 @@ impl<'a> Run<'a> {
             return Outcome::Failed(interrupted);
         }
         let (mut work, mut outcome) = (Some(work), Outcome::Failed(interrupted));
-        self.scene.caller.watch(&mut |monitor| {
+        self.environment.caller.watch(&mut |monitor| {
             if let Some(work) = work.take() {
                 outcome = work(monitor).unwrap_or_else(Outcome::Failed);
             }
@@ -161,17 +161,17 @@ impl<'a> Run<'a> {
     ) {
         let [source, target] = [source, target].map(|name| name.map(str::to_owned));
         let row = Row { step, source, target, outcome, counts, duration: begun.elapsed() };
-        if let Some(journal) = self.scene.journal.filter(|_| !self.job.dry_run)
+        if let Some(journal) = self.environment.journal.filter(|_| !self.job.dry_run)
             && let Err(error) = journal.add(&row)
         {
-            self.scene.caller.note(&error.to_string());
+            self.environment.caller.note(&error.to_string());
         }
-        self.scene.caller.ended(&row);
+        self.environment.caller.ended(&row);
         self.rows.push(row);
     }
 
     /// Backs a source up to its targets.
-    fn source(&mut self, source: &Source, gate: &Gate) {
+    fn source(&mut self, source: &SourceConfig, gate: &Gate) {
         let first = self.rows.len();
         let obstacle = match gate {
             Gate::Closed(outcome) => Some(outcome.clone()),
@@ -184,7 +184,7 @@ impl<'a> Run<'a> {
         });
         for name in &source.to {
             let Ok(target) = self.job.config.target(name) else { continue };
-            let (job, scene) = (self.job, self.scene);
+            let (job, environment) = (self.job, self.environment);
             let (mut is_new, mut counts) = (false, None);
             let begun = Instant::now();
             let outcome = self.attempt(|monitor| {
@@ -194,10 +194,10 @@ impl<'a> Run<'a> {
                 if job.dry_run && source.options.selection.stream.is_some() {
                     return Ok(Outcome::Skipped("a dry run does not run the command".into()));
                 }
-                let summary = back_up(job, scene, source, target, monitor)?;
+                let summary = back_up(job, environment, source, target, monitor)?;
                 counts = Some(Counts::from(&summary));
                 is_new = summary.snapshot.is_some() || job.dry_run && !summary.shrunk;
-                Ok(outcome_of(&summary, scene))
+                Ok(outcome_of(&summary, environment))
             });
             self.note(Step::Backup, Some(&source.name), Some(name), outcome, counts, begun);
             if is_new {
@@ -210,12 +210,12 @@ impl<'a> Run<'a> {
     }
 
     /// Removes snapshots of a source by its policy.
-    fn forget(&mut self, source: &Source) {
+    fn forget(&mut self, source: &SourceConfig) {
         let Some(policy) = source.keep.as_ref().filter(|_| self.job.wants(Step::Forget)) else { return };
         for name in &source.to {
             let Ok(target) = self.job.config.target(name) else { continue };
             let is_due = self.job.only == Some(Step::Forget) || self.has_new(&source.name, name);
-            let (job, scene) = (self.job, self.scene);
+            let (job, environment) = (self.job, self.environment);
             self.step(Step::Forget, Some(&source.name), Some(name), |monitor| {
                 if !is_due {
                     return Ok(Outcome::Skipped("there is no new snapshot".into()));
@@ -223,9 +223,9 @@ impl<'a> Run<'a> {
                 if let Some(outcome) = obstacle(&target.conditions) {
                     return Ok(outcome);
                 }
-                let repository = scene.caller.open(target, Vec::new())?;
-                let state = RepositoryState::new(scene.state, repository.id());
-                let (stop, wait_lock) = (scene.stop, target.wait_lock);
+                let repository = environment.caller.open(target, Vec::new())?;
+                let state = RepositoryState::new(environment.state, repository.id());
+                let (stop, wait_lock) = (environment.stop, target.wait_lock);
                 let forgetting = retention::Scene { repository: &repository, state: &state, wait_lock, monitor, stop };
                 let choice = Choice::Policy {
                     policy: policy.clone(),
@@ -251,11 +251,11 @@ impl<'a> Run<'a> {
     }
 
     /// Removes data that no snapshot of a target needs, if it is time.
-    fn prune(&mut self, target: &Target) {
+    fn prune(&mut self, target: &TargetConfig) {
         if !self.job.wants(Step::Prune) {
             return;
         }
-        let (job, scene) = (self.job, self.scene);
+        let (job, environment) = (self.job, self.environment);
         let of_target = |row: &&Row| row.target.as_deref() == Some(target.name.as_str());
         let before: Vec<_> = self.rows.iter().filter(of_target).map(|row| row.outcome.clone()).collect();
         let all_failed = !before.is_empty() && before.iter().all(|outcome| matches!(outcome, Outcome::Failed(_)));
@@ -267,20 +267,20 @@ impl<'a> Run<'a> {
                 return Ok(outcome);
             }
             if job.only != Some(Step::Prune)
-                && let Some(journal) = scene.journal
+                && let Some(journal) = environment.journal
                 && journal.was_done(Step::Prune, &target.name, target.prune.every).unwrap_or(false)
             {
                 return Ok(Outcome::Skipped("it is not due".into()));
             }
-            let repository = scene.caller.open(target, Vec::new())?;
-            let state = RepositoryState::new(scene.state, repository.id());
+            let repository = environment.caller.open(target, Vec::new())?;
+            let state = RepositoryState::new(environment.state, repository.id());
             let options = &target.prune.options;
             let summary = match job.dry_run {
-                true => prune::predict(&repository, &state, options, monitor, scene.stop)?,
-                false => prune::prune(&repository, &state, options, target.wait_lock, monitor, scene.stop)?,
+                true => prune::predict(&repository, &state, options, monitor, environment.stop)?,
+                false => prune::prune(&repository, &state, options, target.wait_lock, monitor, environment.stop)?,
             };
-            let freed = scene.caller.size(summary.freed_bytes);
-            let pending = scene.caller.size(summary.pending_bytes);
+            let freed = environment.caller.size(summary.freed_bytes);
+            let pending = environment.caller.size(summary.pending_bytes);
             let text = format!("{freed} freed, {pending} after the grace period");
             Ok(if summary.damaged_packs > 0 { Outcome::Partial(text) } else { Outcome::Done(text) })
         });
@@ -291,7 +291,7 @@ impl<'a> Run<'a> {
         let mut gate = Gate::Open;
         for hook in self.hooks(Moment::Before, source) {
             if let Gate::Open = gate {
-                gate = self.hook(hook, source, &[], self.scene.stop);
+                gate = self.hook(hook, source, &[], self.environment.stop);
             }
         }
         gate
@@ -354,7 +354,7 @@ impl<'a> Run<'a> {
             Verdict::Failed(failed) => match hook.on_failure {
                 OnFailure::Ignore => (Outcome::Done(failed.message), Gate::Open),
                 OnFailure::Warn => {
-                    self.scene.caller.note(&failed.message);
+                    self.environment.caller.note(&failed.message);
                     (Outcome::Partial(failed.message), Gate::Open)
                 }
                 OnFailure::Abort => (Outcome::Failed(failed.clone()), Gate::Closed(Outcome::Failed(failed))),
@@ -368,32 +368,32 @@ impl<'a> Run<'a> {
 /// Backs a source up to a target.
 fn back_up(
     job: &Job<'_>,
-    scene: &Scene<'_>,
-    source: &Source,
-    target: &Target,
+    environment: &Environment<'_>,
+    source: &SourceConfig,
+    target: &TargetConfig,
     monitor: &dyn Monitor,
 ) -> Result<Summary, Failed> {
     let mut options: Options = source.options.clone();
-    let location = scene.caller.locate(target);
+    let location = environment.caller.locate(target);
     options.policy.dry_run = job.dry_run;
     options.policy.wait_lock = target.wait_lock;
     options.policy.daily_at = location.is_remote().then(|| location.identity());
     // A dry run opens no session.
     let identity = options.policy.daily_at.as_deref().filter(|_| !job.dry_run);
-    options.policy.early = identity.and_then(|identity| EarlyRuns::at(scene.state, identity));
+    options.policy.early = identity.and_then(|identity| EarlyRuns::at(environment.state, identity));
     let ahead = options.policy.early.map(|runs| runs.reads()).unwrap_or_default();
-    let open = || scene.caller.open(target, ahead);
+    let open = || environment.caller.open(target, ahead);
     let may_skip = options.policy.skip_if_unchanged && !job.dry_run && location.is_remote();
     match may_skip {
-        true => backup::back_up_if_changed(open, scene.state, &options, monitor, scene.stop),
-        false => Ok(backup::back_up(&open()?, scene.state, &options, monitor, scene.stop)?),
+        true => backup::back_up_if_changed(open, environment.state, &options, monitor, environment.stop),
+        false => Ok(backup::back_up(&open()?, environment.state, &options, monitor, environment.stop)?),
     }
 }
 
-fn outcome_of(summary: &Summary, scene: &Scene<'_>) -> Outcome {
+fn outcome_of(summary: &Summary, environment: &Environment<'_>) -> Outcome {
     let files = count(summary.files, "file", "files");
     let (bytes, stored) =
-        (scene.caller.size(summary.bytes), scene.caller.size(summary.data_bytes + summary.tree_bytes));
+        (environment.caller.size(summary.bytes), environment.caller.size(summary.data_bytes + summary.tree_bytes));
     let text = match (&summary.snapshot, summary.shrunk) {
         (_, true) => "the source lost most of its files, no snapshot was made".to_owned(),
         (Some(name), _) => format!("snapshot {}: {files}, {bytes}, {stored} stored", name.id.short()),
