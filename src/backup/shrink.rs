@@ -3,6 +3,8 @@
 //! A snapshot of such a source would look like a good backup, and a retention policy would forget the last real ones one by
 //! one.
 
+use crate::monitor::count;
+
 /// How much a source may lose from one snapshot to the next.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Guard {
@@ -25,14 +27,15 @@ impl Guard {
     /// Returns why no snapshot may be made of a source with so many files and other entries. `before`: the number of files in its
     /// last snapshot.
     pub(super) fn refusal(&self, before: Option<u64>, files: u64, others: u64) -> Option<String> {
+        let named = |files| count(files, "file", "files");
         let is_empty = files == 0 && others == 0;
         let lost = |before: u64| before.saturating_sub(files) as f64 > self.max_shrink * before as f64;
         let refusal = match before {
             Some(before) if before > 0 && is_empty || before >= FEW && lost(before) => {
-                format!("the last snapshot has {before} files, and now there are {files}")
+                format!("the last snapshot has {}, and now there are {files}", named(before))
             }
             _ if files < self.min_files => {
-                format!("there are {files} files, and at least {} are expected", self.min_files)
+                format!("there are only {}, and at least {} are expected", named(files), self.min_files)
             }
             _ => return None,
         };

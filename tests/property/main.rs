@@ -261,6 +261,8 @@ impl Play {
             policy: RunPolicy {
                 low_memory: how.low_memory,
                 skip_if_unchanged: how.skip_if_unchanged,
+                // Random changes may remove any part of the tree.
+                guard: None,
                 ..RunPolicy::default()
             },
         };
