@@ -183,7 +183,7 @@ impl Storage for DiskCache {
 
     fn prefer(&self, name: &str) {
         let Some(folder) = self.folder(name).filter(|_| self.fills) else { return };
-        if !self.marked().contains(name) && File::create(folder.join(PREFERRED)).is_ok() {
+        if !self.marked().contains(name) && mark(&folder.join(PREFERRED)).is_ok() {
             self.marked().insert(name.to_owned());
         }
     }
@@ -297,6 +297,11 @@ fn cached_objects(directory: &Path) -> Vec<CachedObject> {
 fn folders(directory: &Path) -> impl Iterator<Item = PathBuf> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path())
+}
+
+/// Makes an empty file, readable by its user only, unless there is one.
+fn mark(path: &Path) -> io::Result<()> {
+    OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path).map(drop)
 }
 
 #[cfg(test)]
