@@ -166,6 +166,10 @@ fn the_policy_of_a_source_is_applied_where_it_got_a_snapshot() {
     // Unless forgetting is all that is wanted.
     assert_eq!(world.steps(&["etc", "--only", "forget"], 0), ["forget etc near done", "forget etc far done"]);
     assert_eq!((world.snapshots("near", "etc"), world.snapshots("near", "home")), (1, 2));
+    // The user may say that the source is as it should be.
+    let allowed = world.steps(&["etc", "--only", "backup", "--allow-shrink"], 0);
+    assert_eq!(allowed, ALL[..2]);
+    assert_eq!(world.snapshots("near", "etc"), 2);
 }
 
 #[test]

@@ -48,6 +48,9 @@ pub(super) struct Args {
     /// Make only this kind of step; forget and prune are done at once, and no hook runs unless it is backup
     #[arg(long, value_name = "STEP")]
     only: Option<Only>,
+    /// Make snapshots no matter how many files the sources lost
+    #[arg(long)]
+    allow_shrink: bool,
     /// Show what would be done, and change nothing; no hook runs
     #[arg(short = 'n', long)]
     dry_run: bool,
@@ -135,7 +138,13 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     });
     let program = Program { global, json: args.json, monitor: &monitor };
     let environment = Environment { state: &state, journal: journal.as_ref(), caller: &program, stop: &stop };
-    let job = Job { config: &config, sources, only: args.only.map(Step::from), dry_run: args.dry_run };
+    let job = Job {
+        config: &config,
+        sources,
+        only: args.only.map(Step::from),
+        allow_shrink: args.allow_shrink,
+        dry_run: args.dry_run,
+    };
     let tell = |end: &str, body: Option<&str>| {
         if let Some(url) = config.report.ping.as_ref().map(|ping| &ping.url).filter(|_| !args.dry_run)
             && let Err(why) = ping(url, end, body)

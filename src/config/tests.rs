@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::*;
+use super::{Config, Error, Missing, Moment, OnFailure, Secret};
 use crate::backup::StreamSource;
 use crate::retention::{Count, Period, Policy, Rule};
 

@@ -30,6 +30,8 @@ pub struct Job<'a> {
     pub sources: Vec<&'a SourceConfig>,
     /// The only kind of step; `None` for all.
     pub only: Option<Step>,
+    /// Make snapshots of sources no matter how many files they lost.
+    pub allow_shrink: bool,
     /// Change nothing.
     pub dry_run: bool,
 }
@@ -376,6 +378,9 @@ fn back_up(
     let mut options: Options = source.options.clone();
     let location = environment.caller.locate(target);
     options.policy.dry_run = job.dry_run;
+    if job.allow_shrink {
+        options.policy.guard = None;
+    }
     options.policy.wait_lock = target.wait_lock;
     options.policy.daily_at = location.is_remote().then(|| location.identity());
     // A dry run opens no session.

@@ -6,8 +6,8 @@ use super::error::Error;
 use crate::catalog::Catalog;
 use crate::format::generation::{Generation, Role};
 use crate::format::id::RunId;
-use crate::format::name::GenerationName;
-use crate::repository::{self, Access, Repository, Writer};
+use crate::format::name::{self, GenerationName};
+use crate::repository::{self, Access, Ahead, Repository, Writer};
 use crate::storage::ErrorKind;
 
 /// What is needed to see the generations of other runs.
@@ -61,6 +61,8 @@ pub(super) fn announce(
     let census = catalog.census(number)?;
     let generation = Generation { number, run, catalog: catalog.trust().catalog, role: Role::Host, census };
     writer.put_generation(&generation)?;
+    // One that was begun before might lack a rival.
+    rivals.repository.target().forget_begun(&[Ahead::List(name::GENERATION.to_owned())]);
     rivals.look(generation.name())?;
     debug!(generation = number, %run, "run announced");
     Ok(catalog.set_run(number, run)?)

@@ -42,7 +42,7 @@ mod tests {
     use super::*;
     use crate::repository::Repository;
     use crate::session::fixture::Site;
-    use crate::storage::testing::{Memory, Recording, Records};
+    use crate::storage::testing::{Memory, Record, Recording, Records};
     use crate::storage::{Operation, Target};
 
     fn open(memory: &Memory) -> (Repository, Records) {
@@ -81,5 +81,23 @@ mod tests {
             let listings = listings.filter(|record| record.name == name::GENERATION).count();
             assert_eq!(listings, usize::from(run_in_between));
         }
+    }
+
+    #[test]
+    fn rivals_are_looked_for_in_a_listing_that_begins_after_the_announcement() {
+        let (site, memory) = Site::in_memory();
+        let (repository, records) = open(&memory);
+        let listing = |record: &Record| record.operation == Operation::List && record.name == name::GENERATION;
+        site.with_session_in(&repository, None, |session, mut catalog| {
+            records.take();
+            session.begin_to_look();
+            while !records.take().iter().any(listing) {
+                std::thread::yield_now();
+            }
+            session.announce(&mut catalog).unwrap();
+            let after = records.take();
+            let stored = after.iter().position(|record| record.operation == Operation::Store);
+            assert!(after.iter().skip(stored.unwrap()).any(listing), "{after:?}");
+        });
     }
 }

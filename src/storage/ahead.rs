@@ -86,7 +86,7 @@ impl UnderWay {
     }
 
     /// Drops these reads if they are not needed any more.
-    pub(super) fn drop(&self, reads: &[Ahead]) {
+    pub(super) fn forget(&self, reads: &[Ahead]) {
         let mut state = lock(&self.0);
         for read in reads {
             state.waiting.remove(read);
@@ -238,7 +238,7 @@ mod tests {
         ahead.begin(&storage, reads());
         let first = ahead.bytes(&storage, "0", 10);
         assert!(first.is_none_or(|read| read.unwrap() == [0]));
-        ahead.drop(&reads());
+        ahead.forget(&reads());
         assert!(records.take().len() <= 2 * AT_ONCE + 1);
         let state = lock(&ahead.0);
         assert!(state.waiting.is_empty() && state.queue.is_empty() && state.begun.is_empty());
@@ -249,7 +249,7 @@ mod tests {
         let (storage, _) = storage();
         let ahead = UnderWay::default();
         ahead.begin(&storage, vec![get(1), get(2)]);
-        ahead.drop(&[get(1), get(2)]);
+        ahead.forget(&[get(1), get(2)]);
         assert!(ahead.bytes(&storage, "1", 10).is_none());
         let state = lock(&ahead.0);
         assert!(state.begun.is_empty() && state.waiting.is_empty());

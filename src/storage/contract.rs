@@ -72,8 +72,9 @@ pub trait Storage: Send + Sync + fmt::Debug {
     fn spool(&self, name: &str, run: Uuid) -> Result<Spool, Error>;
 
     /// Stores a spooled object, atomically and durably. No other run may store the same name at the same time: names of
-    /// objects are random or contain the run. If the name is taken, the existing object stays unchanged and the error is [`AlreadyExists`](super::ErrorKind::AlreadyExists). After another error the object may exist, but only as
-    /// a whole; the same spool can be stored again.
+    /// objects are random or contain the run. If the name is taken, the existing object stays unchanged and the error is
+    /// [`AlreadyExists`](super::ErrorKind::AlreadyExists). After another error the object may exist, but only as a whole; the
+    /// same spool can be stored again.
     fn store(&self, spool: &Spool) -> Result<(), Error>;
 
     /// Replaces the content of `bytes` with `length` bytes of the object from `offset` on. A shorter object is

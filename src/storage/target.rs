@@ -177,7 +177,7 @@ impl Target {
 
     /// Drops the results of these reads, which were begun.
     pub fn forget_begun(&self, reads: &[Ahead]) {
-        self.ahead.drop(reads);
+        self.ahead.forget(reads);
     }
 
     /// Goes through `items` in order. Before each, begins its read and those of the next ones, unless `read` returns `None`,
