@@ -50,7 +50,9 @@ pub trait RemoteServer {
     /// Accepts connections again.
     fn start_again(&mut self);
     /// The folder with the files of the repository. `None` if the server does not keep objects as files.
-    fn folder(&self) -> Option<PathBuf>;
+    fn folder(&self) -> Option<PathBuf> {
+        None
+    }
     /// Whether it has received a part of a pack, and not yet all.
     fn is_receiving(&self) -> bool;
     /// The processes that serve connections.

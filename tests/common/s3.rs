@@ -151,10 +151,6 @@ impl RemoteServer for Server {
         self.proxy.start_again();
     }
 
-    fn folder(&self) -> Option<PathBuf> {
-        None
-    }
-
     fn is_receiving(&self) -> bool {
         self.proxy.is_receiving("PUT", "/packs/")
     }

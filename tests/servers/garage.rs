@@ -190,10 +190,6 @@ impl RemoteServer for Garage {
         self.nodes.iter_mut().for_each(Node::start);
     }
 
-    fn folder(&self) -> Option<PathBuf> {
-        None
-    }
-
     fn is_receiving(&self) -> bool {
         self.proxy.is_receiving("PUT", "/packs/")
     }

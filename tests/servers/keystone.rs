@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -185,10 +184,6 @@ impl RemoteServer for Server {
 
     fn start_again(&mut self) {
         self.swift.start_again();
-    }
-
-    fn folder(&self) -> Option<PathBuf> {
-        None
     }
 
     fn is_receiving(&self) -> bool {

@@ -65,10 +65,6 @@ impl RemoteServer for S3Api {
         self.swift.start_again();
     }
 
-    fn folder(&self) -> Option<PathBuf> {
-        None
-    }
-
     fn is_receiving(&self) -> bool {
         self.swift.is_receiving()
     }
