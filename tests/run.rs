@@ -143,7 +143,7 @@ fn a_broken_target_harms_no_other_and_the_worst_code_counts() {
     // Problems are milder than failures.
     fs::remove_file(world.path("source/etc/one")).unwrap();
     let shrunk = world.steps(&[], 3);
-    assert_eq!(shrunk[..2], ["backup etc near problems", "backup etc far problems"]);
+    assert_eq!(shrunk[..2], ["backup etc near failed", "backup etc far failed"]);
 }
 
 #[test]
@@ -160,7 +160,7 @@ fn the_policy_of_a_source_is_applied_where_it_got_a_snapshot() {
     let steps = world.steps(&["etc"], 3);
     assert_eq!(
         steps[..4],
-        ["backup etc near problems", "backup etc far problems", "forget etc near skipped", "forget etc far skipped"]
+        ["backup etc near failed", "backup etc far failed", "forget etc near skipped", "forget etc far skipped"]
     );
     assert_eq!(world.snapshots("near", "etc"), 2);
     // Unless forgetting is all that is wanted.
@@ -170,6 +170,38 @@ fn the_policy_of_a_source_is_applied_where_it_got_a_snapshot() {
     let allowed = world.steps(&["etc", "--only", "backup", "--allow-shrink"], 0);
     assert_eq!(allowed, ALL[..2]);
     assert_eq!(world.snapshots("near", "etc"), 2);
+}
+
+#[test]
+fn nothing_is_forgotten_after_a_snapshot_without_one_of_the_paths() {
+    let world = World::new();
+    let [near, source] = ["near", "source"].map(|name| world.path(name).display().to_string());
+    world.write_config(&format!(
+        "[target.near]\nrepository = \"{near}\"\n[source.both]\npaths = [\"{source}/etc\", \"{source}/home\"]\n\
+         to = [\"near\"]\nkeep = {{ last = 1 }}\n"
+    ));
+    world.brackfs(&["run"]).ok();
+    fs::rename(world.path("source/etc"), world.path("away")).unwrap();
+    for number in 2..4 {
+        let steps = world.steps(&[], 3);
+        assert_eq!(steps[..2], ["backup both near problems", "forget both near skipped"]);
+        assert_eq!(world.snapshots("near", "both"), number);
+    }
+}
+
+#[test]
+fn a_policy_that_forgets_much_is_refused_also_in_a_dry_run_unless_it_is_forced() {
+    let world = World::new();
+    world.configure("[defaults]\nkeep = { last = 9 }\n");
+    (0..5).for_each(|_| _ = world.brackfs(&["run", "etc"]).ok());
+    world.configure("[defaults]\nkeep = { last = 1 }\n");
+    for dry in [&["--dry-run"][..], &[]] {
+        let run = world.brackfs(&[&["run", "etc"], dry].concat()).code(1);
+        assert!(run.stderr.contains("add --force"), "{run}");
+    }
+    assert_eq!(world.snapshots("near", "etc"), 6);
+    world.brackfs(&["run", "etc", "--force"]).ok();
+    assert_eq!(world.snapshots("near", "etc"), 1);
 }
 
 #[test]
@@ -261,6 +293,9 @@ fn a_failed_hook_before_a_backup_stops_it_as_configured() {
         assert_eq!(of_etc, [&format!("backup etc near {outcome}"), &format!("backup etc far {outcome}")], "{text}");
         assert_eq!(steps[steps.len() - 2..], ALL[2..], "{text}");
     }
+    // After backups, 75 is a failure like any other.
+    world.configure("[[hook]]\non = [\"success\"]\nrun = [\"sh\", \"-c\", \"exit 75\"]\n");
+    assert_eq!(world.steps(&["etc", "--only", "backup"], 1)[2], "hook - - failed");
     // One without a source stops all.
     world.configure("[[hook]]\non = [\"before\"]\nrun = [\"false\"]\n");
     let steps = world.steps(&[], 1);
@@ -269,6 +304,45 @@ fn a_failed_hook_before_a_backup_stops_it_as_configured() {
         4,
         "{steps:?}"
     );
+}
+
+#[test]
+fn hooks_of_success_do_not_run_if_nothing_was_backed_up() {
+    let world = World::new();
+    let mark = world.path("mark").display().to_string();
+    world.configure(&format!(
+        "[[hook]]\non = [\"before\"]\nrun = [\"sh\", \"-c\", \"exit 75\"]\n\
+         [[hook]]\non = [\"success\", \"warning\", \"failure\"]\nrun = [\"touch\", \"{mark}\"]\n\
+         [[hook]]\non = [\"finally\"]\nrun = [\"sh\", \"-c\", \"echo $BRACKFS_RESULT > {mark}-finally\"]\n"
+    ));
+    let steps = world.steps(&[], 0);
+    assert_eq!(steps[1], "backup etc near skipped");
+    assert!(steps.contains(&"prune - near skipped".to_owned()), "{steps:?}");
+    assert!(!world.path("mark").exists());
+    assert_eq!(fs::read_to_string(world.path("mark-finally")).unwrap(), "skipped\n");
+}
+
+#[test]
+fn what_hooks_print_is_not_mixed_with_results() {
+    let world = World::new();
+    world.configure("[[hook]]\non = [\"before\"]\nrun = [\"echo\", \"from the hook\"]\n");
+    // Every line is an object.
+    world.steps(&["etc"], 0);
+    let run = world.brackfs(&["run", "etc", "--json"]).ok();
+    assert!(run.stderr.contains("from the hook") && !run.stdout.contains("from the hook\n"), "{run}");
+}
+
+#[test]
+fn a_command_may_run_as_another_user_and_has_no_terminal() {
+    let world = World::new();
+    world.configure(
+        "[source.who]\ncommand = [\"sh\", \"-c\", \"id -un; (true < /dev/tty) || echo none\"]\nuser = \"nobody\"\n\
+         filename = \"w\"\nto = [\"near\"]\n",
+    );
+    world.brackfs(&["run", "who", "who"]).ok();
+    assert_eq!(world.brackfs(&["cat", "@near", "who/latest:w"]).ok().stdout, "nobody\nnone\n");
+    // Named twice, it is run once.
+    assert_eq!(world.snapshots("near", "who"), 1);
 }
 
 #[test]
@@ -335,9 +409,11 @@ fn a_damaged_record_of_runs_is_reported_and_does_no_harm() {
     let journal = world.site.state().join("journal.sqlite");
     assert_eq!(fs::metadata(&journal).unwrap().mode() & 0o777, 0o600);
     fs::write(&journal, [7; 5000]).unwrap();
-    let run = world.brackfs(&["run"]).ok();
+    let run = world.brackfs(&["run", "-v"]).ok();
     assert!(run.stderr.contains("journal.sqlite"), "{run}");
     assert_eq!(world.snapshots("near", "etc"), 2);
+    // When the last prune was is not known, so there is none.
+    assert!(run.stderr.contains("it is not known whether it is due"), "{run}");
 }
 
 // --- reports ---
@@ -387,7 +463,7 @@ fn a_url_is_told_the_beginning_and_the_exit_code() {
     let begins: Vec<_> = asked.iter().map(|text| text.lines().next().unwrap()).collect();
     let expected = ["GET /token/start", "GET /token/0", "GET /token/start", "POST /token/3"];
     assert_eq!(begins, expected.map(|line| format!("{line} HTTP/1.1")));
-    assert!(asked[3].contains("problems  backup  etc to near"), "{}", asked[3]);
+    assert!(asked[3].contains("failed    backup  etc to near"), "{}", asked[3]);
     // A server that is away changes nothing, and the URL is not shown.
     let run = world.brackfs(&["run", "home"]).ok();
     assert!(run.stderr.contains("cannot ping") && !run.stderr.contains("token"), "{run}");

@@ -43,7 +43,7 @@ pub enum Error {
     #[error("cannot read standard input: {0}; no snapshot was made")]
     Stdin(#[source] std::io::Error),
     /// There was nothing to back up on standard input, or the command printed nothing.
-    #[error("there were no bytes to back up, so no snapshot was made; --allow-empty makes one")]
+    #[error("there were no bytes to back up, so no snapshot was made (if this is intended, use allow-empty)")]
     EmptyStream,
     /// The command whose output is backed up cannot be started.
     #[error("cannot run {command}: {source}; no snapshot was made")]

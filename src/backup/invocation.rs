@@ -140,6 +140,7 @@ struct Invocation<'a> {
 impl<'a> Invocation<'a> {
     /// `local`: the directory of the repository, if it is on this machine.
     fn new(local: Option<&Path>, state: &'a Path, options: &'a Options, watch: Watch<'a>) -> Result<Self, Error> {
+        options.check()?;
         let started = now();
         let mounts = MountTable::read()?;
         let scope = Scope::of(&options.selection, &mounts, watch.calls, watch.monitor)?;
@@ -160,6 +161,7 @@ impl<'a> Invocation<'a> {
         let is_dry_run = self.options.policy.dry_run;
         let mut summary = if is_dry_run { self.preview(repository)? } else { self.write_or_mend(repository)? };
         summary.problems += self.scope.missing;
+        summary.lost_paths += self.scope.missing;
         Ok(summary)
     }
 

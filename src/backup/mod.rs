@@ -40,5 +40,5 @@ pub use options::{
     CHUNK_SIZE, COMMIT_INTERVAL, COMPRESSION, MERGE_FILES_UNDER, Options, RETRIES, Reading, RunPolicy, SETTLE_MAX,
     Selection, Storing, Stream, StreamSource, check_tag,
 };
-pub use shrink::{FEW, Guard};
+pub use shrink::Guard;
 pub use summary::Summary;

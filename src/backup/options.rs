@@ -1,14 +1,21 @@
 //! The options of a backup, by the stage that they are for.
 
-use std::ffi::OsString;
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::error::Error;
 use super::shrink::Guard;
 use crate::catalog::stats::ComparedFields;
 use crate::format::Timestamp;
+use crate::format::entry::is_name;
+use crate::format::snapshot::{PATHS, TAGS};
+use crate::format::source::is_source_name;
 use crate::inventory::READ_AGAIN;
 use crate::session::EarlyRuns;
+use crate::source::{Pattern, Patterns};
 
 /// Default average size of a chunk in bytes.
 pub const CHUNK_SIZE: usize = 512 << 10;
@@ -49,6 +56,40 @@ pub struct Options {
     pub storing: Storing,
     /// Settings of the run itself.
     pub policy: RunPolicy,
+}
+
+impl Options {
+    /// Fails if something is wrong that can be seen without the file system.
+    pub fn check(&self) -> Result<(), Error> {
+        let Selection { source, paths, stream, exclude, exclude_if_present, .. } = &self.selection;
+        let tags: BTreeSet<_> = self.policy.tags.iter().collect();
+        for (count, limit, what) in [(tags.len(), TAGS, "tags"), (paths.len(), PATHS, "paths")] {
+            if count > limit {
+                let why = format!("{count} {what} are too many: a snapshot can have at most {limit}");
+                return Err(Error::Usage(why));
+            }
+        }
+        if let Some(name) = source.as_ref().filter(|name| !is_source_name(name)) {
+            return Err(Error::Usage(format!("{name:?} can't name a source")));
+        }
+        let is_entry = |name: &OsStr| is_name(name.as_bytes());
+        if let Some(name) = stream.as_ref().map(|stream| &stream.filename).filter(|name| !is_entry(name)) {
+            return Err(Error::Usage(format!("{name:?} can't be the name of a file in a snapshot")));
+        }
+        if let Some(bad) = exclude_if_present.iter().find(|name| !is_entry(name)) {
+            return Err(Error::Usage(format!("{bad:?} can't be the name of an entry of a directory")));
+        }
+        let patterns: Vec<_> = exclude.iter().map(Pattern::new).collect();
+        Patterns::new(Path::new("/"), &patterns)?;
+        Ok(())
+    }
+
+    /// Whether a backup to a server need not open the repository if nothing changed. Packs are verified again only by one that
+    /// opens it.
+    pub fn may_skip_opening(&self) -> bool {
+        let RunPolicy { skip_if_unchanged, dry_run, recheck, .. } = self.policy;
+        skip_if_unchanged && !dry_run && recheck == RunPolicy::default().recheck
+    }
 }
 
 /// The paths to back up, and exclusions.
@@ -138,7 +179,7 @@ impl Default for Storing {
 /// Settings of a run, apart from reading and storing.
 #[derive(Debug, Clone)]
 pub struct RunPolicy {
-    /// Labels of the snapshot.
+    /// Labels of the snapshot. Repeated ones count once.
     pub tags: Vec<String>,
     /// The time of the snapshot instead of the start of the run.
     pub time: Option<Timestamp>,

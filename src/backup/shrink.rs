@@ -8,14 +8,14 @@ use crate::monitor::count;
 /// How much a source may lose from one snapshot to the next.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Guard {
-    /// The part of its files that it may lose, from 0 to 1. Fewer than [`FEW`] files do not count.
+    /// The part of its files that it may lose, from 0 to 1. It counts from 20 files on.
     pub max_shrink: f64,
     /// The number of files that it must have.
     pub min_files: u64,
 }
 
 /// A source with fewer files in its last snapshot may lose all but one.
-pub const FEW: u64 = 20;
+const FEW: u64 = 20;
 
 impl Default for Guard {
     fn default() -> Self {
@@ -39,7 +39,7 @@ impl Guard {
             }
             _ => return None,
         };
-        Some(format!("{refusal}; no snapshot was made (if this is as it should be, use --allow-shrink)"))
+        Some(format!("{refusal}; no snapshot was made (if this is intended, use --allow-shrink)"))
     }
 }
 

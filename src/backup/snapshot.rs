@@ -204,11 +204,17 @@ impl SnapshotPlan<'_> {
     }
 
     fn labels(&self) -> Labels {
+        let mut tags: Vec<String> = Vec::new();
+        for tag in &self.policy.tags {
+            if !tags.contains(tag) {
+                tags.push(tag.clone());
+            }
+        }
         let this_machine = || rustix::system::uname().nodename().to_string_lossy().into_owned();
         Labels {
             host: self.policy.host.clone().unwrap_or_else(this_machine),
             paths: self.scope.paths.iter().map(|path| path.as_os_str().as_bytes().to_vec()).collect(),
-            tags: self.policy.tags.clone(),
+            tags,
         }
     }
 
@@ -255,6 +261,7 @@ impl SnapshotPlan<'_> {
             data_bytes: stored.data_bytes,
             tree_bytes: stored.tree_bytes,
             problems: walked.problems + read.problems,
+            lost_paths: walked.lost_paths,
             duration: Duration::ZERO,
         }
     }

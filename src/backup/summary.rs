@@ -46,6 +46,8 @@ pub struct Summary {
     pub tree_bytes: u64,
     /// Files and directories that could not be read in full, and packs that were found missing or damaged.
     pub problems: u64,
+    /// Given paths that are missing, that became empty, or whose file system is gone. They are problems, too.
+    pub lost_paths: u64,
     /// Time from start to end.
     pub duration: Duration,
 }
@@ -73,6 +75,7 @@ impl Summary {
             data_bytes: 0,
             tree_bytes: 0,
             problems: counts.problems,
+            lost_paths: counts.lost_paths,
             duration: Duration::ZERO,
         }
     }

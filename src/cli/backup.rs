@@ -20,7 +20,6 @@ use crate::backup::{
 };
 use crate::catalog::stats::ComparedFields;
 use crate::failure::FailureKind;
-use crate::format::snapshot::{PATHS, TAGS};
 use crate::format::{Timestamp, name};
 use crate::monitor::count;
 use crate::quantity::{parse_duration, parse_percent, parse_size};
@@ -107,8 +106,9 @@ pub(super) struct Args {
     stdin_filename: Option<OsString>,
     /// Run the command after -- and back up its output instead of standard input
     ///
-    /// If the command fails, or prints nothing, no snapshot is made, and the exit code is 1. What it writes to standard error is
-    /// shown. The command and everything that it started in its process group ends when brackfs ends.
+    /// If the command fails, or prints nothing, no snapshot is made, and the exit code is 1. Its standard error is shown. It has
+    /// no terminal, so it cannot ask for a password. If brackfs is interrupted, the command and all processes that it started
+    /// are terminated.
     #[arg(long, requires = "stdin_filename")]
     stdin_from_command: bool,
     /// Make a snapshot even if standard input or the output of the command is empty
@@ -278,14 +278,6 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let place = args.repository.resolve(global)?;
     let options = args.options(&place, global)?;
-    for (count, limit, what) in
-        [(options.policy.tags.len(), TAGS, "tags"), (options.selection.paths.len(), PATHS, "paths")]
-    {
-        if count > limit {
-            let why = format!("{count} {what} are too many: a snapshot can have at most {limit}");
-            return Err(Usage(why).into());
-        }
-    }
     let monitor = global.monitor(args.json);
     let stop = stop_on_signals()?;
     let state = global.state()?;
@@ -295,9 +287,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         monitor.start();
         anyhow::Ok(repository)
     };
-    // Packs are verified again only by a backup that opens the repository.
-    let may_skip = args.skip_if_unchanged && !args.dry_run && args.recheck == RunPolicy::default().recheck;
-    let result = if may_skip && place.location.is_remote() {
+    let result = if options.may_skip_opening() && place.location.is_remote() {
         backup::back_up_if_changed(open, &state, &options, &monitor, &stop)
     } else {
         backup::back_up(&open()?, &state, &options, &monitor, &stop).map_err(anyhow::Error::from)
@@ -363,17 +353,6 @@ impl Args {
         Ok(Some(Stream { filename, source, allow_empty: self.allow_empty }))
     }
 
-    /// The tags without duplicates.
-    fn tags(&self) -> Vec<String> {
-        let mut tags: Vec<String> = Vec::new();
-        for tag in &self.tag {
-            if !tags.contains(tag) {
-                tags.push(tag.clone());
-            }
-        }
-        tags
-    }
-
     fn options(&self, place: &ResolvedRepository, global: &Global) -> Result<Options> {
         let location = &place.location;
         let daily_at = location.is_remote().then(|| location.identity());
@@ -410,7 +389,7 @@ impl Args {
                 compression: self.compression,
             },
             policy: RunPolicy {
-                tags: self.tags(),
+                tags: self.tag.clone(),
                 time: self.time,
                 host: self.host.clone(),
                 guard: (!self.allow_shrink).then_some(Guard { max_shrink: self.max_shrink, ..Guard::default() }),

@@ -15,7 +15,7 @@ use super::show;
 use crate::config::{Config, Used};
 use crate::monitor::count;
 
-/// An example with every table, of which each line is a comment.
+/// An example with every table. Most lines are comments.
 const EXAMPLE: &str = include_str!("config.toml");
 
 #[derive(Debug, clap::Subcommand)]
@@ -55,10 +55,10 @@ pub(super) struct CheckArgs {
     json: bool,
 }
 
-/// Print the settings of all sources and targets, and where each comes from
+/// Print the settings of all sources and targets, and where each is set
 ///
-/// Inherited settings are listed with the source that inherits them. Settings that are in no file have their default, and are
-/// not listed.
+/// Inherited settings are listed with the source that inherits them. Settings that no file sets have their defaults, and are not
+/// listed. Hooks and reports are not printed.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -96,7 +96,7 @@ fn init(args: &InitArgs, global: &Global) -> Result<ExitCode> {
         }
         _ => anyhow::Error::new(error).context(format!("cannot write {}", path.display())),
     };
-    // Secrets may be written into it later.
+    // It names commands and places, which are nobody else's business.
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(failed)?;
     file.write_all(EXAMPLE.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
     if !global.quiet {

@@ -2,8 +2,7 @@
 
 use std::error::Error;
 
-use super::show;
-use crate::failure::{Failure, FailureKind};
+use crate::failure::{Failure, FailureKind, worded};
 use crate::{
     archive, backup, catalog, check, config, crypt, dump, history, init, inventory, prune, reader, repository, restore,
     retention, session, state,
@@ -91,7 +90,7 @@ pub(super) fn text(error: &anyhow::Error) -> String {
             text = format!("{text}: {cause}");
         }
     }
-    show::worded(&text).into_owned()
+    worded(&text).into_owned()
 }
 
 /// Whether the error is a broken pipe.

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use super::terminal::Terminal;
-use crate::config::{self, Config};
+use crate::config::Config;
 
 /// Heading of these options in help and manual pages.
 const HEADING: &str = "Common options";
@@ -28,7 +28,7 @@ pub(super) struct Global {
     /// Read the configuration in FILE [default: /etc/brackfs/config.toml for root, else
     /// $XDG_CONFIG_HOME/brackfs/config.toml or ~/.config/brackfs/config.toml]
     ///
-    /// The files *.toml in the folder conf.d beside it belong to the configuration.
+    /// Files matching conf.d/*.toml in the same directory are read too.
     #[arg(long, global = true, env = "BRACKFS_CONFIG", value_name = "FILE", help_heading = HEADING)]
     pub(super) config: Option<PathBuf>,
     /// Keep this machine's catalogs and keys in DIR [default: /var/lib/brackfs for root, else
@@ -53,16 +53,16 @@ impl Global {
 
     /// The configuration file, if it exists or was named.
     fn config_file(&self) -> Result<Option<PathBuf>> {
-        match (&self.config, config::usual()) {
+        match (&self.config, standard_config()) {
             (Some(given), _) => Ok(Some(given.clone())),
-            (None, Some(usual)) if usual.symlink_metadata().is_ok() => Ok(Some(usual)),
+            (None, Some(standard)) if standard.symlink_metadata().is_ok() => Ok(Some(standard)),
             (None, _) => Ok(None),
         }
     }
 
     /// Where the configuration file is, or is expected.
     pub(super) fn config_path(&self) -> Result<PathBuf> {
-        let found = self.config.clone().or_else(config::usual);
+        let found = self.config.clone().or_else(standard_config);
         found.context("cannot find a home directory for the configuration; set --config or BRACKFS_CONFIG")
     }
 
@@ -86,6 +86,11 @@ impl Global {
     pub(super) fn monitor(&self, json: bool) -> Terminal {
         Terminal::new(self.quiet, self.verbose, json)
     }
+}
+
+/// The configuration file that is read if none is named.
+fn standard_config() -> Option<PathBuf> {
+    Some(standard_directory("/etc", "XDG_CONFIG_HOME", ".config")?.join("config.toml"))
 }
 
 /// The directory of a kind of file: in `system` for root, else in that of the variable, else in the home directory.

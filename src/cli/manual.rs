@@ -21,7 +21,12 @@ fn takes(command: &Command, value: &str) -> bool {
 }
 
 fn is(command: &Command, names: &[&str]) -> bool {
-    names.contains(&command.get_name())
+    names.contains(&command.get_name()) && !is_of_config(command)
+}
+
+/// Whether it is a command of `brackfs config`, whose names other commands have as well.
+fn is_of_config(command: &Command) -> bool {
+    command.get_display_name().is_some_and(|name| name.starts_with("brackfs-config-"))
 }
 
 fn is_root(command: &Command) -> bool {
@@ -130,6 +135,7 @@ pub fn exit_codes(command: &Command) -> Vec<(String, String)> {
     let done = if is(command, &["check", "verify"]) { "Done, and no problems were found." } else { "Done." };
     let failed = match command.get_name() {
         "restore" => "Failed, or some entries could not be restored and were reported.",
+        _ if is_of_config(command) => "Failed; standard error has the reason.",
         "check" | "verify" => "Problems were found and reported, or the check failed.",
         "snapshots" => "Failed, or some snapshots could not be listed and were reported.",
         "find" => "Failed, or some data could not be read; it was reported, and the rest was searched.",
@@ -141,7 +147,11 @@ pub fn exit_codes(command: &Command) -> Vec<(String, String)> {
     entries(&[
         ("0", done, true),
         ("1", failed, true),
-        ("2", "Wrong usage.", true),
+        (
+            "2",
+            if is_of_config(command) { "Wrong usage, or a mistake in the configuration." } else { "Wrong usage." },
+            true,
+        ),
         ("3", partly, root || may_prune || is(command, &["backup", "run"])),
         ("10", "The repository does not exist.", root || has(command, "repo") || is(command, &["run"])),
         (
@@ -149,7 +159,7 @@ pub fn exit_codes(command: &Command) -> Vec<(String, String)> {
             "Locked: another run is writing to the repository.",
             root || is(command, &["backup", "run", "rebuild", "update", "adopt", "forget", "hold", "release", "prune"]),
         ),
-        ("12", "The key or the passphrase is wrong or missing.", root || may_ask(command)),
+        ("12", "The key or the passphrase is wrong or missing.", root || may_ask(command) || is(command, &["run"])),
         ("130", "Interrupted by SIGINT, SIGTERM or SIGHUP.", root || is(command, INTERRUPTIBLE)),
     ])
 }
@@ -200,6 +210,11 @@ pub fn environment(command: &Command, commands: &[Command]) -> Vec<(String, Stri
             root || has(command, "cache-dir"),
         ),
         (
+            "XDG_CONFIG_HOME",
+            "The parent of the directory of the configuration, except for root; see\n.BR \\-\\-config .",
+            root || is_of_config(command) || has(command, "repo") || is(command, &["run"]),
+        ),
+        (
             "XDG_STATE_HOME",
             "The parent of the state directory, except for root; see\n.BR \\-\\-state\\-dir .",
             !is(command, &["generate", "umount", "completions"]),
@@ -216,10 +231,9 @@ pub fn environment(command: &Command, commands: &[Command]) -> Vec<(String, Stri
 /// Related commands.
 pub fn related(command: &Command) -> &'static [&'static str] {
     match command.get_name() {
+        _ if is_of_config(command) => &["config-init", "config-check", "config-show", "run"],
         "init" | "generate" | "backup" => &["key-generate", "init", "backup", "snapshots", "check"],
         "run" => &["config-check", "backup", "forget", "prune"],
-        "check" if !has(command, "repo") => &["config-init", "config-show", "run"],
-        "show" => &["config-check", "run"],
         "umount" => &["mount"],
         "forget" | "hold" | "release" | "prune" | "stats" => {
             &["snapshots", "forget", "hold", "release", "prune", "stats", "check"]
@@ -235,12 +249,11 @@ pub fn related(command: &Command) -> &'static [&'static str] {
 /// Related pages other than those of commands.
 pub fn further(command: &Command) -> &'static [(&'static str, &'static str)] {
     match command.get_name() {
+        _ if is_of_config(command) => &[CONFIG],
         "mount" => {
             &[("fusermount3", "1"), ("mount.brackfs", "8"), ("mount.fuse3", "8"), TARGETS, ("brackfs-security", "7")]
         }
         "run" => &[CONFIG, ("crontab", "5"), TARGETS, ("brackfs-security", "7")],
-        "show" => &[CONFIG],
-        "check" if !has(command, "repo") => &[CONFIG],
         "umount" => &[("fusermount3", "1"), ("umount", "8")],
         "check" => &[("b3sum", "1"), ("brackfs-format", "5"), TARGETS, ("brackfs-security", "7")],
         "generate" => &[("gpg", "1"), ("brackfs-security", "7")],

@@ -158,11 +158,17 @@ pub fn main() -> ExitCode {
         Err(error) if exit::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             let code = exit::code(exit::kind(&error));
+            // Editors look for FILE:LINE:COLUMN at the beginning of a line.
+            let prefix = if error.downcast_ref().is_some_and(config_mistakes) { "" } else { "brackfs: " };
             let lines: Vec<_> = exit::text(&error).lines().map(|line| show::printable(line).into_owned()).collect();
-            output::message(format_args!("brackfs: {}", lines.join("\n")));
+            output::message(format_args!("{prefix}{}", lines.join("\n")));
             ExitCode::from(code)
         }
     }
+}
+
+fn config_mistakes(error: &crate::config::Error) -> bool {
+    matches!(error, crate::config::Error::Mistakes(_))
 }
 
 /// Replaces `@NAME` after the command by `--repo @NAME`.
@@ -175,7 +181,9 @@ fn with_target(mut arguments: Vec<OsString>) -> Vec<OsString> {
         at += 1;
     }
     let name = arguments.get(at).and_then(|word| word.to_str()?.strip_prefix('@')).map(OsString::from);
-    if let Some(name) = name.filter(|_| at > 1) {
+    let is_repo = |word: &OsString| word == "--repo" || word.as_encoded_bytes().starts_with(b"--repo=");
+    // With --repo, it can only be a path.
+    if let Some(name) = name.filter(|_| at > 1 && !arguments.iter().any(is_repo)) {
         // `init` takes it as an argument.
         if command.get_arguments().any(|argument| argument.get_long() == Some("repo")) {
             let mut target = OsString::from("@");
@@ -299,6 +307,7 @@ mod tests {
             &["brackfs", "ls", "latest", "@nas"],
             &["brackfs", "find", "x@y"],
             &["brackfs", "init", "@nas"],
+            &["brackfs", "backup", "@home", "--repo", "x"],
         ] {
             assert_eq!(changed(same), same);
         }

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::show;
+use crate::failure::worded;
 use crate::format::Digest;
 use crate::monitor::Monitor;
 
@@ -50,7 +51,7 @@ impl Log {
 
     fn log(&self, text: &str) {
         let Some(inner) = &self.0 else { return };
-        let text = &*show::worded(text);
+        let text = &*worded(text);
         let room = inner.recent.lock().unwrap_or_else(PoisonError::into_inner).take(text, Instant::now());
         // Errors are ignored: a full disk must not end the mount.
         let _ = match room {

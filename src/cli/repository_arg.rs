@@ -41,8 +41,8 @@ pub(super) struct RepositoryArg {
     ///
     /// See brackfs-targets(7).
     /// REPO may also be the name of a target in the configuration, see brackfs-config(5); ./NAME is a directory in any case. If
-    /// this option is missing and exactly one target is configured, it is used. `brackfs ls @NAME ...` is short for
-    /// `brackfs ls --repo NAME ...`, and works for all commands.
+    /// this option is missing and exactly one target is configured, it is used. @NAME directly after the name of any command,
+    /// as in `brackfs ls @NAME`, is short for --repo NAME.
     #[arg(
         long = "repo",
         env = "BRACKFS_REPOSITORY",

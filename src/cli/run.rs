@@ -1,5 +1,6 @@
 //! `brackfs run`
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -13,17 +14,17 @@ use super::repository_arg::{ResolvedRepository, Use};
 use super::show;
 use super::signals::stop_on_signals;
 use super::terminal::is_interactive;
-use crate::config::TargetConfig;
+use crate::config::{SourceConfig, TargetConfig};
 use crate::job::{Caller, Environment, Failed, Job, Journal, Row, Step, ping, worst, write_metrics};
 use crate::monitor::Monitor;
 use crate::repository::Repository;
 use crate::storage::{Ahead, Location};
 
-/// Do everything that the configuration says: back up, forget and prune
+/// Back up, forget and prune as configured
 ///
 /// Each source is backed up to each of its targets. Then snapshots are forgotten by the policy of their source (keep), but only
-/// on targets that got a new snapshot of it in this run, and targets are pruned if their last prune is long enough ago
-/// (prune.every). Hooks run before and after. See brackfs-config(5).
+/// on targets that got a new snapshot of it in this run in which no path was missing. Targets whose last prune is older than
+/// prune.every are pruned. Hooks run before and after. See brackfs-config(5).
 ///
 /// If a step fails, the steps that need it are skipped, and all others are done. At the end a table shows each step. On a
 /// terminal it is always printed, otherwise only if there was a failure or a problem.
@@ -39,19 +40,26 @@ Examples:
 In a crontab:
   17 3 * * *  brackfs run
 
-Exit codes are those of brackfs. If several steps fail, the code is that of the worst: 3, 11, 12, 10, 1, 2 and 130, from \
-harmless to bad.")]
+Exit codes are those of brackfs. If several steps fail, the code is that of the worst: 3, 11, 12, 10, 1, 2 and 130, in \
+order of increasing severity.")]
 pub(super) struct Args {
     /// Run only these sources [default: all]
     #[arg(value_name = "SOURCE")]
     sources: Vec<String>,
-    /// Make only this kind of step; forget and prune are done at once, and no hook runs unless it is backup
+    /// Run only steps of this kind
+    ///
+    /// forget and prune then run even if they are not due. Hooks run only with backup.
     #[arg(long, value_name = "STEP")]
     only: Option<Only>,
     /// Make snapshots no matter how many files the sources lost
     #[arg(long)]
     allow_shrink: bool,
-    /// Show what would be done, and change nothing; no hook runs
+    /// Let policies forget more than half of the snapshots of a source
+    #[arg(long)]
+    force: bool,
+    /// Show what would be done, and change nothing
+    ///
+    /// No hook and no command runs. The numbers of snapshots do not include those that a run would make.
     #[arg(short = 'n', long)]
     dry_run: bool,
     /// Print one JSON object for each step, and one with the result
@@ -123,10 +131,12 @@ impl Caller for Program<'_> {
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let config = global.required_config()?;
-    let sources = match args.sources.is_empty() {
+    let mut sources: Vec<_> = match args.sources.is_empty() {
         true => config.sources.iter().collect(),
         false => args.sources.iter().map(|name| Ok(config.source(name)?)).collect::<Result<Vec<_>>>()?,
     };
+    let mut seen = BTreeSet::new();
+    sources.retain(|source: &&SourceConfig| seen.insert(source.name.clone()));
     if sources.is_empty() {
         return Err(Usage("the configuration has no source; write one, such as [source.home]".into()).into());
     }
@@ -143,6 +153,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         sources,
         only: args.only.map(Step::from),
         allow_shrink: args.allow_shrink,
+        force: args.force,
         dry_run: args.dry_run,
     };
     let tell = |end: &str, body: Option<&str>| {

@@ -15,24 +15,6 @@ pub(super) fn printable(text: &str) -> Cow<'_, str> {
     text.chars().map(shown).collect::<String>().into()
 }
 
-/// Removes the numbers that the standard library appends to system errors.
-pub(super) fn worded(message: &str) -> Cow<'_, str> {
-    const BEFORE: &str = " (os error ";
-    let (mut text, mut rest) = (String::new(), message);
-    while let Some((before, after)) = rest.split_once(BEFORE) {
-        text.push_str(before);
-        let digits = after.len() - after.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-        rest = match after.get(digits..).and_then(|after| after.strip_prefix(')')) {
-            Some(after) if digits > 0 => after,
-            _ => {
-                text.push_str(BEFORE);
-                after
-            }
-        };
-    }
-    if text.is_empty() { message.into() } else { (text + rest).into() }
-}
-
 /// Escapes text for standard output if that is a terminal.
 pub(super) fn shown(text: &str) -> Cow<'_, str> {
     if std::io::stdout().is_terminal() { printable(text) } else { text.into() }
@@ -179,19 +161,6 @@ mod tests {
             [0, 999, 1000, 1 << 20, 10 << 20, 1023 << 20].map(size),
             ["0 B", "999 B", "0.98 KiB", "1.00 MiB", "10.0 MiB", "1.00 GiB"]
         );
-    }
-
-    #[test]
-    fn messages_have_no_error_numbers() {
-        let error = std::io::Error::from_raw_os_error(28);
-        assert_eq!(
-            worded(&format!("cannot write x: {error} (TMPDIR)")),
-            "cannot write x: No space left on device (TMPDIR)"
-        );
-        assert_eq!(worded(&format!("{error}; {error}")), "No space left on device; No space left on device");
-        for kept in ["plain", "", "a (os error )", "a (os error 2", "a (os error x)"] {
-            assert_eq!(worded(kept), kept);
-        }
     }
 
     #[test]

@@ -23,7 +23,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// Other users can change the file, and with it the commands that it names.
-    #[error("other users can change the configuration {}, and with it the commands that run; make it your own file, and run chmod go-w on it", path.display())]
+    #[error("other users can change {}, and so run commands as you; make yourself or root its owner, and run chmod go-w on it", path.display())]
     Exposed {
         /// The file.
         path: PathBuf,

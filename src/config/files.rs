@@ -33,7 +33,16 @@ pub(super) fn read(file: &Path) -> Result<Vec<Text>, Error> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(source) => return Err(Error::Read { path: folder, source }),
     }
-    files.iter().map(|path| read_one(path)).collect()
+    let read = |path: &PathBuf| {
+        read_one(path).map_err(|error| match error {
+            // A link that leads nowhere: the file itself exists.
+            Error::Missing { path: missing } if missing != *file => {
+                Error::Read { path: missing, source: io::ErrorKind::NotFound.into() }
+            }
+            error => error,
+        })
+    };
+    files.iter().map(read).collect()
 }
 
 /// Whether a file in `conf.d` belongs to the configuration. Editors leave hidden files there.
@@ -61,15 +70,4 @@ fn read_one(path: &Path) -> Result<Text, Error> {
     }
     let text = String::from_utf8(bytes).map_err(|_| Error::NotText { path: path.to_owned() })?;
     Ok(Text { file: Arc::from(path), text })
-}
-
-/// The usual configuration file: `/etc/brackfs/config.toml` for root, else `brackfs/config.toml` in `$XDG_CONFIG_HOME` or
-/// `~/.config`. `None` if there is no home directory.
-pub fn usual() -> Option<PathBuf> {
-    if rustix::process::geteuid().is_root() {
-        return Some(PathBuf::from("/etc/brackfs/config.toml"));
-    }
-    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let folder = absolute("XDG_CONFIG_HOME").or_else(|| Some(absolute("HOME")?.join(".config")))?;
-    Some(folder.join("brackfs/config.toml"))
 }

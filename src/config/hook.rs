@@ -20,8 +20,6 @@ pub struct Hook {
     pub timeout: Duration,
     /// What its failure means.
     pub on_failure: OnFailure,
-    /// Where it is configured.
-    pub place: Place,
 }
 
 /// When a hook runs.
@@ -98,7 +96,6 @@ impl Hook {
             words: words?,
             timeout: timeout.unwrap_or(TIMEOUT),
             on_failure: on_failure.unwrap_or_default(),
-            place: place.clone(),
         })
     }
 }

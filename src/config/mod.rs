@@ -1,4 +1,4 @@
-//! Configuration files: what is backed up, where to, how long it stays, and what happens beside it.
+//! Configuration files: sources, targets, retention, hooks and reports.
 //!
 //! A [`Config`] is read from `config.toml` and the files in `conf.d` beside it, which may each have any part. The form is
 //! described in brackfs-config(5). Every mistake is found at once, and is named with its place, FILE:LINE:COLUMN.
@@ -7,7 +7,7 @@
 //! - [`value`]: TOML values with their places; [`place`]: places and mistakes
 //! - [`settings`]: the settings of one thing, from all tables that may have them
 //! - [`source`], [`target`], [`hook`], [`report`]: the parts of a configuration
-//! - [`secret`]: values that are elsewhere; [`name`]: names of sources and targets
+//! - [`secret`]: secrets, which are stored elsewhere; [`name`]: names of sources and targets
 
 mod error;
 mod files;
@@ -26,7 +26,6 @@ mod value;
 use std::path::Path;
 
 pub use error::Error;
-pub use files::usual;
 pub use hook::{Hook, Moment, OnFailure};
 pub use place::{Mistake, Place};
 pub use report::{Ping, Report};
@@ -79,7 +78,7 @@ impl Config {
         let texts = files::read(&file)?;
         let mut mistakes = Mistakes::default();
         let tables: Vec<_> = texts.iter().map(|text| Table::parse(&text.file, &text.text, &mut mistakes)).collect();
-        // Other mistakes in a file that is not TOML may be none.
+        // After a syntax error, other mistakes may be spurious.
         mistakes.end()?;
         let (mut mistakes, mut parts) = (Mistakes::default(), Parts::default());
         tables.iter().for_each(|table| parts.add(table, &mut mistakes));
@@ -112,7 +111,7 @@ impl<'a> Parts<'a> {
             match key.name.as_str() {
                 "version" => match &value.kind {
                     Kind::Number(version) if version == VERSION => {}
-                    _ => mistakes.add(&value.place, format!("version: this program knows version {VERSION}")),
+                    _ => mistakes.add(&value.place, format!("version: not supported; write {VERSION}")),
                 },
                 "defaults" => only(&mut self.defaults, &key.name, value, mistakes),
                 "report" => only(&mut self.report, &key.name, value, mistakes),
@@ -145,10 +144,9 @@ impl<'a> Parts<'a> {
         let targets = self.targets.iter().filter_map(|part| target(part, mistakes)).collect();
         let mut sources = Vec::new();
         for part in &self.sources {
-            if let Some(mut tables) = self.inherited(part, &source_names, mistakes) {
-                tables.extend(self.defaults);
-                sources.extend(SourceConfig::read(part.name, part.place, tables, &target_names, mistakes));
-            }
+            let mut tables = self.inherited(part, &source_names, mistakes);
+            tables.extend(self.defaults);
+            sources.extend(SourceConfig::read(part.name, part.place, tables, &target_names, mistakes));
         }
         let hooks = self.hooks.iter().filter_map(|(place, table)| Hook::read(place, table, &source_names, mistakes));
         let hooks = hooks.collect();
@@ -162,31 +160,30 @@ impl<'a> Parts<'a> {
         Config { targets, sources, hooks, report }
     }
 
-    /// The tables of a source and of those that it inherits from, nearest first. `None` if they go round in a circle or one
-    /// does not exist, which is noted.
-    fn inherited(&self, part: &Part<'a>, names: &[&str], mistakes: &mut Mistakes) -> Option<Vec<&'a Table>> {
+    /// The tables of a source and of those that it inherits from, nearest first. It is a mistake if they go round in a circle or
+    /// one does not exist.
+    fn inherited(&self, part: &Part<'a>, names: &[&str], mistakes: &mut Mistakes) -> Vec<&'a Table> {
         let mut chain = vec![part.name];
         let mut tables = vec![part.table];
         while let Some(inherit) = tables.last().and_then(|table| table.get("inherit")) {
-            let what = format!("source.{}.inherit", chain.last().copied().unwrap_or_default());
+            let mut wrong = |why: String| mistakes.add(&inherit.place, format!("inherit: {why}"));
             let Kind::Text(name) = &inherit.kind else {
-                let found = inherit.described();
-                mistakes.add(&inherit.place, format!("{what}: expected the name of a source, found {found}"));
-                return None;
+                wrong(format!("expected the name of a source, found {}", inherit.described()));
+                break;
             };
             let Some(parent) = self.sources.iter().find(|part| part.name == name) else {
                 let suggestion = suggestion(name, names.iter().copied());
-                mistakes.add(&inherit.place, format!("{what}: there is no source.{name}{suggestion}"));
-                return None;
+                wrong(format!("there is no source.{name}{suggestion}"));
+                break;
             };
             if chain.contains(&parent.name) {
-                mistakes.add(&inherit.place, format!("{what}: {name} inherits from itself"));
-                return None;
+                wrong(format!("{name} inherits from itself"));
+                break;
             }
             chain.push(parent.name);
             tables.push(parent.table);
         }
-        Some(tables)
+        tables
     }
 }
 
@@ -217,7 +214,7 @@ fn named<'a>(parts: &mut Vec<Part<'a>>, what: &str, value: &'a Value, mistakes: 
             mistakes.add(&key.place, format!("{what}: {why}"));
         }
         if let Some(other) = parts.iter().find(|part| part.name == key.name) {
-            mistakes.add(&key.place, format!("{what}: it is at {} already", other.place));
+            mistakes.add(&key.place, format!("{what}: already defined at {}", other.place));
             continue;
         }
         if let Some(table) = table(value, &what, mistakes) {

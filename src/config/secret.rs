@@ -1,4 +1,4 @@
-//! Values that must not be in the configuration file itself.
+//! Secrets, which are stored outside of the configuration.
 
 use std::path::PathBuf;
 

@@ -48,6 +48,11 @@ impl<'a> Settings<'a> {
         self.mistakes.count()
     }
 
+    /// Notes a mistake in the whole thing.
+    pub(super) fn wrong_whole(&mut self, place: &Place, why: impl Display) {
+        self.mistakes.add(place, format!("{}: {why}", self.what));
+    }
+
     /// Notes that a setting is missing.
     pub(super) fn missing(&mut self, place: &Place, key: &str, write: impl Display) {
         self.mistakes.add(place, format!("{}: {key} is missing; write {write}", self.what));
@@ -68,10 +73,15 @@ impl<'a> Settings<'a> {
     pub(super) fn find(&mut self, key: &'static str) -> Option<&'a Value> {
         self.read.insert(key);
         let value = self.tables.iter().find_map(|table| table.get(key))?;
-        if !self.used.iter().any(|used| used.key == key) {
+        self.note_use(key, value);
+        Some(value)
+    }
+
+    /// Notes that a value is used, once.
+    pub(super) fn note_use(&mut self, key: &'static str, value: &Value) {
+        if !self.used.iter().any(|used| used.key == key && used.place == value.place) {
             self.used.push(Used { key, value: value.to_string(), place: value.place.clone() });
         }
-        Some(value)
     }
 
     fn expected<T>(&mut self, value: &Value, key: &str, expected: &str) -> Option<T> {

@@ -27,12 +27,10 @@ pub struct SourceConfig {
     pub conditions: Conditions,
     /// The settings of the files.
     pub used: Vec<Used>,
-    /// Where it is configured.
-    pub place: Place,
 }
 
 /// The keys that say what is backed up.
-const CONTENT: [&str; 4] = ["paths", "command", "user", "filename"];
+const CONTENT: [&str; 5] = ["paths", "command", "user", "filename", "allow-empty"];
 
 impl SourceConfig {
     /// Reads a source from its own table, those that it inherits, and `[defaults]`.
@@ -46,6 +44,7 @@ impl SourceConfig {
         let what = format!("source.{name}");
         let inherited: Vec<_> = tables.iter().filter_map(|table| table.get("exclude-also")).cloned().collect();
         let mut settings = Settings::new(what, tables, mistakes);
+        inherited.iter().for_each(|value| settings.note_use("exclude-also", value));
         let mut options = Options::default();
         let (to, keep, conditions) = shared(&mut settings, &mut options, targets);
         options.selection.source = Some(name.to_owned());
@@ -55,9 +54,11 @@ impl SourceConfig {
         if to.is_none() && settings.find("to").is_none() {
             settings.missing(place, "to", "the names of targets, such as to = [\"nas\"]");
         }
+        let is_right = options.check().map_err(|why| settings.wrong_whole(place, why)).is_ok();
         let used = settings.end();
         content?;
-        Some(SourceConfig { name: name.to_owned(), to: to?, options, keep, conditions, used, place: place.clone() })
+        let to = to.filter(|_| is_right);
+        Some(SourceConfig { name: name.to_owned(), to: to?, options, keep, conditions, used })
     }
 
     /// Notes the mistakes of `[defaults]`.
@@ -99,7 +100,6 @@ fn shared(
     reading.settle_max = settings.quantity("settle-max", parse_duration).unwrap_or(reading.settle_max);
     storing.compression = settings.quantity("compression", level).unwrap_or(storing.compression);
     policy.tags = settings.list("tags", check_tag).unwrap_or_default();
-    policy.tags.dedup();
     set(&mut policy.skip_if_unchanged, settings.flag("skip-if-unchanged"));
     set(&mut policy.low_memory, settings.flag("low-memory"));
     if let Some(guard) = settings.table("guard", guard) {
@@ -122,7 +122,7 @@ fn level(text: &str) -> Result<i32, &'static str> {
 fn guard(settings: &mut Settings<'_>) -> Guard {
     let standard = Guard::default();
     Guard {
-        max_shrink: settings.quantity("max-shrink", |text| parse_percent(text, 100)).unwrap_or(standard.max_shrink),
+        max_shrink: settings.parsed("max-shrink", |text| parse_percent(text, 100)).unwrap_or(standard.max_shrink),
         min_files: settings
             .quantity("min-files", |text| text.parse().map_err(|_| "write a whole number"))
             .unwrap_or(standard.min_files),
@@ -143,7 +143,7 @@ fn to(settings: &mut Settings<'_>, targets: &[&str]) -> Option<Vec<String>> {
             let suggestion = suggestion(name, targets.iter().copied());
             settings.wrong(place, "to", format!("there is no target.{name}{suggestion}"));
         } else if known.iter().any(|known| known == name) {
-            settings.wrong(place, "to", format!("{name} is there twice"));
+            settings.wrong(place, "to", format!("{name} is listed twice"));
         } else {
             known.push(name.to_owned());
         }
@@ -185,7 +185,7 @@ fn keep(settings: &mut Settings<'_>) -> Option<Policy> {
         rules
     })?;
     let policy = Policy::new(rules).ok();
-    // A wrong rule is none, which was noted.
+    // Invalid rules were reported already.
     if policy.is_none() && settings.mistakes() == before {
         settings.wrong(&place, "keep", "keeps no snapshot; write rules with numbers above 0, such as { daily = 7 }");
     }
@@ -198,7 +198,7 @@ fn content(place: &Place, settings: &mut Settings<'_>, options: &mut Options) ->
     CONTENT.iter().for_each(|key| settings.accept(key));
     match nearest.as_slice() {
         ["paths"] => {
-            let given = settings.nearest(&["paths", "user", "filename"]);
+            let given = settings.nearest(&["paths", "user", "filename", "allow-empty"]);
             for key in given.iter().filter(|key| **key != "paths") {
                 if let Some(value) = settings.find(key) {
                     settings.wrong(&value.place, key, "belongs to a command");
@@ -217,7 +217,10 @@ fn content(place: &Place, settings: &mut Settings<'_>, options: &mut Options) ->
             if filename.is_none() && settings.find("filename").is_none() {
                 settings.missing(place, "filename", "the name of the file in the snapshot");
             }
-            options.selection.stream = Some(stream(filename?, words, user));
+            let allow_empty = settings.flag("allow-empty").unwrap_or(false);
+            options.selection.stream = Some(Stream { allow_empty, ..stream(filename?, words, user) });
+            // It has one file, however little a command prints.
+            options.policy.guard = None;
             Some(())
         }
         [] => {

@@ -26,8 +26,6 @@ pub struct TargetConfig {
     pub wait_lock: Duration,
     /// The settings of the file.
     pub used: Vec<Used>,
-    /// Where it is configured.
-    pub place: Place,
 }
 
 /// When a source or a target is used.
@@ -123,7 +121,6 @@ impl TargetConfig {
             prune,
             wait_lock,
             used,
-            place: place.clone(),
         })
     }
 }
@@ -136,7 +133,7 @@ impl Prune {
         let standard = Prune::default();
         let options = crate::prune::Options {
             max_waste: settings
-                .quantity("max-waste", |text| parse_percent(text, 1000))
+                .parsed("max-waste", |text| parse_percent(text, 1000))
                 .unwrap_or(standard.options.max_waste),
             max_copy: settings.quantity("max-copy", parse_size).unwrap_or(standard.options.max_copy),
             max_duration: settings.quantity("max-duration", parse_duration),

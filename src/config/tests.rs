@@ -167,23 +167,20 @@ fn the_files_in_conf_d_belong_to_it() {
     ]);
     let said = load(&twice).unwrap_err().to_string();
     let lines: Vec<_> = said.lines().collect();
-    assert!(lines.len() == 2 && lines[0].contains("conf.d/b.toml:1:9: target.nas: it is at "), "{said}");
-    assert!(
-        lines[0].ends_with("conf.d/a.toml:1:9 already") && lines[1].contains("conf.d/b.toml:3:1: defaults"),
-        "{said}"
-    );
+    assert!(lines.len() == 2 && lines[0].contains("conf.d/b.toml:1:9: target.nas: already defined at "), "{said}");
+    assert!(lines[0].ends_with("conf.d/a.toml:1:9") && lines[1].contains("conf.d/b.toml:3:1: defaults"), "{said}");
 }
 
 /// Files with a mistake, and what is said about it.
 const WRONG: &[(&str, &str)] = &[
     ("[source.home\n", "config.toml:1:13: unclosed table, expected `]`"),
     ("a = \n", "config.toml:1:5: string values must be quoted"),
-    ("version = 2\n", "config.toml:1:11: version: this program knows version 1"),
+    ("version = 2\n", "config.toml:1:11: version: not supported; write 1"),
     ("[targt.nas]\n", "config.toml:1:2: targt: unknown key (did you mean target?)"),
     ("source = 1\n", "config.toml:1:10: source: expected a table, found a number"),
     (
         "[target.NAS]\nrepository = \"/x\"\n",
-        "config.toml:1:9: target.NAS: \"NAS\" is not a name: write a small letter, then small letters, digits, _ and -",
+        "config.toml:1:9: target.NAS: \"NAS\" is not a name: write a lowercase letter, then lowercase letters, digits, _ and -",
     ),
     (
         "[target.nas]\n",
@@ -271,16 +268,65 @@ fn mistakes_of_what_a_source_needs_are_named() {
         ("paths = [\"/\"]\ncommand = [\"x\"]\n", "3:9: paths: write either paths or command"),
         ("command = [\"x\"]\n", "3:9: source.home: filename is missing"),
         ("command = [\"x\"]\nfilename = \"a/b\"\n", "6:12: filename: write the name of a file, without slashes"),
-        (
-            "paths = [\"/\"]\ninherit = \"hme\"\n",
-            "6:11: source.home.inherit: there is no source.hme (did you mean home?)",
-        ),
-        ("paths = [\"/\"]\ninherit = \"home\"\n", "6:11: source.home.inherit: home inherits from itself"),
-        ("paths = [\"/\"]\ninherit = 7\n", "6:11: source.home.inherit: expected the name of a source, found a number"),
+        ("paths = [\"/\"]\ninherit = \"hme\"\n", "6:11: inherit: there is no source.hme (did you mean home?)"),
+        ("paths = [\"/\"]\ninherit = \"home\"\n", "6:11: inherit: home inherits from itself"),
+        ("paths = [\"/\"]\ninherit = 7\n", "6:11: inherit: expected the name of a source, found a number"),
     ] {
         let said = mistakes(&format!("{target}{text}"));
         assert!(said.len() == 1 && said[0].starts_with(&format!("config.toml:{expected}")), "{text:?}\n{said:#?}");
     }
+}
+
+#[test]
+fn what_every_backup_would_refuse_is_a_mistake() {
+    let source = |name: &str, text: &str| {
+        let said = mistakes(&format!("[target.nas]\nrepository = \"/x\"\n[source.{name}]\nto = [\"nas\"]\n{text}"));
+        let [one] = &said[..] else { panic!("{text}: {said:#?}") };
+        one.clone()
+    };
+    let many: Vec<_> = (0..2000).map(|number| format!("\"{number}\"")).collect();
+    for (name, text, expected) in [
+        ("latest", "paths = [\"/\"]\n".to_owned(), "3:9: source.latest: \"latest\" can't name a source"),
+        ("a", "paths = [\"/\"]\nexclude = [\"[z-a\"]\n".to_owned(), "3:9: source.a: "),
+        ("a", "paths = [\"/\"]\nexclude-if-present = [\"a/b\"]\n".to_owned(), "3:9: source.a: \"a/b\" can't be"),
+        ("a", "command = [\"x\"]\nfilename = \"..\"\n".to_owned(), "3:9: source.a: \"..\" can't be"),
+        ("a", format!("paths = [\"/\"]\ntags = [{}]\n", many.join(", ")), "3:9: source.a: 2000 tags are too many"),
+        (
+            "a",
+            "paths = [\"/\"]\nguard = { max-shrink = 0.5 }\n".to_owned(),
+            "6:24: guard.max-shrink: expected a string",
+        ),
+        ("a", "paths = [\"/\"]\nallow-empty = true\n".to_owned(), "6:15: allow-empty: belongs to a command"),
+    ] {
+        let said = source(name, &text);
+        assert!(said.starts_with(&format!("config.toml:{expected}")), "{expected}\n{said}");
+    }
+}
+
+#[test]
+fn numbers_may_be_written_in_any_base() {
+    let text = WHOLE.replace("exclude-caches = true", "retries = 0x10\nlow-memory = false\nexclude-caches = true");
+    let config = load(&folder(&[("config.toml", &text)])).unwrap();
+    assert_eq!(config.source("system").unwrap().options.reading.retries, 16);
+    assert_eq!(mistakes("[defaults]\nretries = 99999999999999999999\n").len(), 1);
+}
+
+#[test]
+fn a_command_has_no_guard_but_may_be_allowed_to_print_nothing() {
+    let text = WHOLE.replace("filename = \"shop.dump\"", "filename = \"shop.dump\"\nallow-empty = true");
+    let text = text.replace("exclude-caches = true", "exclude-caches = true\nguard = { min-files = 2 }");
+    let config = load(&folder(&[("config.toml", &text)])).unwrap();
+    let dump = &config.source("shop-db").unwrap().options;
+    assert!(dump.policy.guard.is_none() && dump.selection.stream.as_ref().unwrap().allow_empty);
+    assert_eq!(config.source("system").unwrap().options.policy.guard.as_ref().unwrap().min_files, 2);
+}
+
+#[test]
+fn a_link_in_conf_d_that_leads_nowhere_is_an_error_about_the_link() {
+    let folder = folder(&[("config.toml", ""), ("conf.d/a.toml", "")]);
+    std::os::unix::fs::symlink("/nonexistent", folder.path().join("conf.d/b.toml")).unwrap();
+    let error = load(&folder).unwrap_err();
+    assert!(matches!(&error, Error::Read { path, .. } if path.ends_with("conf.d/b.toml")), "{error}");
 }
 
 #[test]
@@ -290,7 +336,7 @@ fn an_inherited_mistake_is_named_once_and_all_are_named_together() {
     assert_eq!(
         mistakes(text),
         [
-            "config.toml:5:14: to: nas is there twice",
+            "config.toml:5:14: to: nas is listed twice",
             "config.toml:6:11: retries: write a whole number",
             "config.toml:9:1: qux: unknown key",
         ]

@@ -19,7 +19,7 @@ pub(super) struct Value {
 pub(super) enum Kind {
     Text(String),
     Flag(bool),
-    /// As it is written.
+    /// In decimal digits.
     Number(String),
     List(Vec<Value>),
     Table(Table),
@@ -69,7 +69,11 @@ impl Value {
         let kind = match value.get_ref() {
             DeValue::String(text) => Kind::Text(text.to_string()),
             DeValue::Boolean(flag) => Kind::Flag(*flag),
-            DeValue::Integer(number) => Kind::Number(number.as_str().to_owned()),
+            // In decimal digits, however it is written. One that is too long is no number that anything accepts.
+            DeValue::Integer(number) => match i64::from_str_radix(number.as_str(), number.radix()) {
+                Ok(parsed) => Kind::Number(parsed.to_string()),
+                Err(_) => Kind::Number(text.get(value.span()).unwrap_or_default().to_owned()),
+            },
             DeValue::Float(number) => Kind::Number(number.as_str().to_owned()),
             DeValue::Datetime(time) => Kind::Time(time.to_string()),
             DeValue::Array(values) => Kind::List(values.iter().map(|value| Value::of(value, file, text)).collect()),

@@ -23,10 +23,21 @@ const KEPT: i64 = 400 * 24 * 60 * 60;
 
 /// The journal cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot use the record of runs {}: {source}", path.display())]
-pub struct JournalError {
-    path: PathBuf,
-    source: rusqlite::Error,
+pub enum JournalError {
+    /// The database failed.
+    #[error("cannot use the record of runs {}: {source}", path.display())]
+    Database {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: rusqlite::Error,
+    },
+    /// A newer version of this program made it.
+    #[error("the record of runs {} was made by a newer version of brackfs", path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+    },
 }
 
 /// The record of the steps of runs.
@@ -40,14 +51,14 @@ impl Journal {
     /// Opens the journal in a state directory, or makes it.
     pub fn open(state: &Path) -> Result<Self, JournalError> {
         let path = state.join(FILE);
-        let failed = |source| JournalError { path: path.clone(), source };
+        let failed = |source| JournalError::Database { path: path.clone(), source };
         make(&path).map_err(|e| failed(rusqlite::Error::ToSqlConversionFailure(e.into())))?;
         let open = || {
             let db = Connection::open(&path)?;
             db.busy_timeout(BUSY)?;
             let schema: i64 = db.pragma_query_value(None, "user_version", |row| row.get(0))?;
-            if schema == SCHEMA {
-                return Ok(db);
+            if schema >= SCHEMA {
+                return Ok((db, schema));
             }
             db.execute_batch(&format!(
                 "BEGIN IMMEDIATE;
@@ -70,14 +81,16 @@ impl Journal {
                 PRAGMA user_version = {SCHEMA};
                 COMMIT;"
             ))?;
-            Ok(db)
+            Ok((db, SCHEMA))
         };
-        let db = open().map_err(failed)?;
-        Ok(Journal { db, path })
+        match open().map_err(failed)? {
+            (db, SCHEMA) => Ok(Journal { db, path }),
+            _ => Err(JournalError::Newer { path }),
+        }
     }
 
     fn failed(&self, source: rusqlite::Error) -> JournalError {
-        JournalError { path: self.path.clone(), source }
+        JournalError::Database { path: self.path.clone(), source }
     }
 
     /// The same, if there is one.
@@ -277,6 +290,18 @@ mod tests {
         journal.add(&row(Outcome::Done("new".into()))).unwrap();
         let count: i64 = journal.db.query_row("SELECT count(*) FROM steps", [], |row| row.get(0)).unwrap();
         assert_eq!(count, 1);
+    }
+
+    #[test]
+    fn a_journal_of_a_newer_version_is_left_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let version =
+            |journal: &Journal| journal.db.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0));
+        let journal = Journal::open(folder.path()).unwrap();
+        assert_eq!(version(&journal), Ok(SCHEMA));
+        journal.db.pragma_update(None, "user_version", SCHEMA + 1).unwrap();
+        assert!(matches!(Journal::open(folder.path()), Err(JournalError::Newer { .. })));
+        assert_eq!(version(&journal), Ok(SCHEMA + 1));
     }
 
     #[test]

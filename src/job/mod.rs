@@ -1,14 +1,14 @@
-//! Runs of a configuration: backups of all sources to all targets, with what belongs before and after them.
+//! Runs of a configuration: backups of all sources to all targets, with hooks.
 //!
 //! ```text
 //! hooks "before" ─► for each source: its hooks, its backups ─► forget ─► prune ─► hooks "success" … "finally"
 //! ```
 //!
 //! A failure skips what depends on it, and nothing else: another source and another target are still backed up. Snapshots of a
-//! source are forgotten only on a target that got a new one in this run.
+//! source are forgotten only on a target that got a complete new one in this run.
 //!
 //! - [`steps`]: the steps in their order
-//! - [`outcome`]: what came of each
+//! - [`outcome`]: the result of each step
 //! - [`conditions`]: whether a source or a target is to be used now
 //! - [`hooks`]: commands before and after backups
 //! - [`journal`]: the record of all steps; [`report`]: metrics, and pings of a URL

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::backup::Summary;
-use crate::failure::{Failure, FailureKind};
+use crate::failure::{Failure, FailureKind, worded};
 
 /// A kind of step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -109,7 +109,7 @@ impl<E: Failure + 'static> From<E> for Failed {
             }
             cause = next.source();
         }
-        Failed { kind: error.kind(), message }
+        Failed { kind: error.kind(), message: worded(&message).into_owned() }
     }
 }
 

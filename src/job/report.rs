@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ureq::Agent;
 use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
@@ -13,6 +13,7 @@ use super::journal::Latest;
 use super::outcome::{Counts, Step};
 use crate::config::Secret;
 use crate::sys::durable::{IfExists, write_file};
+use crate::sys::process_group::ProcessGroup;
 
 /// How long a ping may take.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -95,20 +96,38 @@ fn reveal(secret: &Secret) -> Result<String, String> {
             let folder = folder.ok_or("there are no credentials: CREDENTIALS_DIRECTORY is not set")?;
             read(&folder.join(name))?
         }
-        Secret::Variable(name) => std::env::var(name).map_err(|error| format!("{name}: {error}"))?,
+        Secret::Variable(name) => {
+            std::env::var(name).map_err(|_| format!("the variable {name} is not set, or is not UTF-8"))?
+        }
         Secret::Command(words) => {
             let program = words.first().map(String::as_str).unwrap_or_default();
             let mut command = Command::new(program);
-            command.args(words.iter().skip(1)).stdin(Stdio::null()).stderr(Stdio::inherit());
-            let output = command.output().map_err(|error| format!("cannot run {program}: {error}"))?;
-            if !output.status.success() {
-                return Err(format!("{program} failed ({})", output.status));
-            }
-            String::from_utf8_lossy(&output.stdout).into_owned()
+            command.args(words.iter().skip(1)).stdin(Stdio::null()).stdout(Stdio::piped());
+            output(&mut command, program)?
         }
     };
     let line = text.lines().next().unwrap_or_default().trim();
     if line.is_empty() { Err("the secret is empty".to_owned()) } else { Ok(line.to_owned()) }
+}
+
+/// The output of a command that ends soon.
+fn output(command: &mut Command, program: &str) -> Result<String, String> {
+    let failed = |error: io::Error| format!("cannot run {program}: {error}");
+    let mut group = ProcessGroup::start(command).map_err(failed)?;
+    let output = group.take_output();
+    let begun = Instant::now();
+    match group.wait(|| begun.elapsed() > PATIENCE).map_err(failed)? {
+        Some(status) if status.success() => {}
+        Some(status) => return Err(format!("{program} failed ({status})")),
+        None => return Err(format!("{program} took longer than {} s", PATIENCE.as_secs())),
+    }
+    let mut text = String::new();
+    // What it printed fits into the pipe, or it would not have ended.
+    output
+        .into_iter()
+        .try_for_each(|output| output.take(SECRET).read_to_string(&mut text).map(drop))
+        .map_err(failed)?;
+    Ok(text)
 }
 
 fn read(path: &Path) -> Result<String, String> {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use jiff::tz::TimeZone;
 
@@ -21,6 +21,9 @@ use crate::session::EarlyRuns;
 use crate::state::RepositoryState;
 use crate::storage::{Ahead, Location};
 
+/// How long a hook may run after an interrupt, since a service manager kills soon.
+const AFTER_INTERRUPT: Duration = Duration::from_secs(15);
+
 /// Which part of a configuration is run.
 #[derive(Debug)]
 pub struct Job<'a> {
@@ -32,6 +35,8 @@ pub struct Job<'a> {
     pub only: Option<Step>,
     /// Make snapshots of sources no matter how many files they lost.
     pub allow_shrink: bool,
+    /// Let policies forget more than half of a source.
+    pub force: bool,
     /// Change nothing.
     pub dry_run: bool,
 }
@@ -56,7 +61,7 @@ pub trait Caller {
     /// The location of a target, as it is opened.
     fn locate(&self, target: &TargetConfig) -> Location;
 
-    /// Does the work of a step with a monitor, whose progress begins anew.
+    /// Does the work of a step with a monitor, whose progress starts from zero.
     fn watch(&self, work: &mut dyn FnMut(&dyn Monitor));
 
     /// Receives messages between steps.
@@ -70,9 +75,9 @@ pub trait Caller {
 }
 
 impl<'a> Job<'a> {
-    /// Makes all steps. Returns what came of them.
+    /// Runs all steps. Returns their results.
     pub fn run(&'a self, environment: &'a Environment<'a>) -> Vec<Row> {
-        let mut run = Run { job: self, environment, rows: Vec::new(), new: Vec::new() };
+        let mut run = Run { job: self, environment, rows: Vec::new(), new: Vec::new(), away: Vec::new() };
         run.all();
         run.rows
     }
@@ -89,6 +94,8 @@ struct Run<'a> {
     rows: Vec<Row>,
     /// The sources and targets of new snapshots.
     new: Vec<(String, String)>,
+    /// Targets that did not answer. Each step would wait for them again.
+    away: Vec<String>,
 }
 
 /// What the hooks before a backup want.
@@ -124,7 +131,7 @@ impl<'a> Run<'a> {
         self.environment.stop.load(Ordering::Relaxed)
     }
 
-    /// Makes a step, and notes what came of it.
+    /// Runs a step, and records its result.
     fn step(
         &mut self,
         step: Step,
@@ -133,15 +140,19 @@ impl<'a> Run<'a> {
         work: impl FnOnce(&dyn Monitor) -> Result<Outcome, Failed>,
     ) {
         let begun = Instant::now();
-        let outcome = self.attempt(work);
+        let outcome = self.attempt(target, work);
         self.note(step, source, target, outcome, None, begun);
     }
 
-    /// Does the work of a step, unless the run is to stop.
-    fn attempt(&self, work: impl FnOnce(&dyn Monitor) -> Result<Outcome, Failed>) -> Outcome {
+    /// Does the work of a step, unless the run is to stop or the target is away.
+    fn attempt(&mut self, target: Option<&str>, work: impl FnOnce(&dyn Monitor) -> Result<Outcome, Failed>) -> Outcome {
         let interrupted = Failed { kind: FailureKind::Interrupted, message: "interrupted before".into() };
         if self.is_stopped() {
             return Outcome::Failed(interrupted);
+        }
+        if target.is_some_and(|target| self.away.iter().any(|away| away == target)) {
+            let message = "the target did not answer before in this run".to_owned();
+            return Outcome::Failed(Failed { kind: FailureKind::Unavailable, message });
         }
         let (mut work, mut outcome) = (Some(work), Outcome::Failed(interrupted));
         self.environment.caller.watch(&mut |monitor| {
@@ -149,6 +160,9 @@ impl<'a> Run<'a> {
                 outcome = work(monitor).unwrap_or_else(Outcome::Failed);
             }
         });
+        if let (Some(FailureKind::Unavailable), Some(target)) = (outcome.failure(), target) {
+            self.away.push(target.to_owned());
+        }
         outcome
     }
 
@@ -189,7 +203,7 @@ impl<'a> Run<'a> {
             let (job, environment) = (self.job, self.environment);
             let (mut is_new, mut counts) = (false, None);
             let begun = Instant::now();
-            let outcome = self.attempt(|monitor| {
+            let outcome = self.attempt(Some(name), |monitor| {
                 if let Some(outcome) = closed.clone().or_else(|| conditions::obstacle(&target.conditions)) {
                     return Ok(outcome);
                 }
@@ -198,7 +212,8 @@ impl<'a> Run<'a> {
                 }
                 let summary = back_up(job, environment, source, target, monitor)?;
                 counts = Some(Counts::from(&summary));
-                is_new = summary.snapshot.is_some() || job.dry_run && !summary.shrunk;
+                let is_made = summary.snapshot.is_some() || job.dry_run && !summary.shrunk;
+                is_new = is_made && summary.lost_paths == 0;
                 Ok(outcome_of(&summary, environment))
             });
             self.note(Step::Backup, Some(&source.name), Some(name), outcome, counts, begun);
@@ -220,7 +235,7 @@ impl<'a> Run<'a> {
             let (job, environment) = (self.job, self.environment);
             self.step(Step::Forget, Some(&source.name), Some(name), |monitor| {
                 if !is_due {
-                    return Ok(Outcome::Skipped("there is no new snapshot".into()));
+                    return Ok(Outcome::Skipped("there is no new snapshot of all paths".into()));
                 }
                 if let Some(outcome) = obstacle(&target.conditions) {
                     return Ok(outcome);
@@ -237,8 +252,15 @@ impl<'a> Run<'a> {
                 };
                 let chosen = match job.dry_run {
                     true => forgetting.preview(&choice)?,
-                    false => forgetting.forget(&choice, Caution::Unattended, &mut |_| {})?,
+                    false => {
+                        let caution = if job.force { Caution::Watched } else { Caution::Unattended };
+                        forgetting.forget(&choice, caution, &mut |_| {})?
+                    }
                 };
+                if let Some(large) = chosen.large.first().filter(|_| job.dry_run && !job.force) {
+                    let retention::LargeRemoval { source, removed, total } = large.clone();
+                    return Err(retention::ForgetError::TooMany { source_name: source, removed, total }.into());
+                }
                 let all = chosen.plan.groups.iter().map(|group| group.decisions.len()).sum::<usize>();
                 let removed = chosen.plan.removed().count();
                 let snapshots = count(removed as u64, "snapshot", "snapshots");
@@ -247,7 +269,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Whether the source got a new snapshot on the target in this run.
+    /// Whether the source got a new snapshot on the target in this run, without missing or empty paths.
     fn has_new(&self, source: &str, target: &str) -> bool {
         self.new.iter().any(|(new, on)| new == source && on == target)
     }
@@ -258,21 +280,26 @@ impl<'a> Run<'a> {
             return;
         }
         let (job, environment) = (self.job, self.environment);
-        let of_target = |row: &&Row| row.target.as_deref() == Some(target.name.as_str());
-        let before: Vec<_> = self.rows.iter().filter(of_target).map(|row| row.outcome.clone()).collect();
-        let all_failed = !before.is_empty() && before.iter().all(|outcome| matches!(outcome, Outcome::Failed(_)));
+        let is_backup = |row: &&Row| row.step == Step::Backup && row.target.as_deref() == Some(target.name.as_str());
+        let is_made = |row: &Row| matches!(row.outcome, Outcome::Done(_) | Outcome::Partial(_));
+        let has_backup = self.rows.iter().filter(is_backup).any(is_made);
         self.step(Step::Prune, None, Some(&target.name), |monitor| {
-            if all_failed {
-                return Ok(Outcome::Skipped("all steps before it failed".into()));
+            if job.only.is_none() && !has_backup {
+                return Ok(Outcome::Skipped("nothing was backed up to it in this run".into()));
             }
             if let Some(outcome) = obstacle(&target.conditions) {
                 return Ok(outcome);
             }
-            if job.only != Some(Step::Prune)
-                && let Some(journal) = environment.journal
-                && journal.was_done(Step::Prune, &target.name, target.prune.every).unwrap_or(false)
-            {
-                return Ok(Outcome::Skipped("it is not due".into()));
+            if job.only != Some(Step::Prune) {
+                match environment.journal.map(|journal| journal.was_done(Step::Prune, &target.name, target.prune.every))
+                {
+                    Some(Ok(false)) => {}
+                    Some(Ok(true)) => return Ok(Outcome::Skipped("it is not due".into())),
+                    Some(Err(error)) => return Err(Failed::new(error.to_string())),
+                    // There is nothing yet that a dry run could read.
+                    None if job.dry_run => {}
+                    None => return Ok(Outcome::Skipped("it is not known whether it is due".into())),
+                }
             }
             let repository = environment.caller.open(target, Vec::new())?;
             let state = RepositoryState::new(environment.state, repository.id());
@@ -293,7 +320,7 @@ impl<'a> Run<'a> {
         let mut gate = Gate::Open;
         for hook in self.hooks(Moment::Before, source) {
             if let Gate::Open = gate {
-                gate = self.hook(hook, source, &[], self.environment.stop);
+                gate = self.hook(hook, Moment::Before, source, &[], self.environment.stop);
             }
         }
         gate
@@ -302,29 +329,24 @@ impl<'a> Run<'a> {
     /// Runs the hooks after the backups of a source, or after all. `first`: the first of their rows.
     fn after(&mut self, source: Option<&str>, first: usize) {
         let rows = self.rows.get(first..).unwrap_or_default();
-        let kinds: Vec<_> = rows.iter().filter_map(|row| row.outcome.failure()).collect();
-        let moment = match super::outcome::worst(kinds.iter().copied()) {
-            None => Moment::Success,
-            Some(FailureKind::Partial) => Moment::Warning,
-            Some(_) => Moment::Failure,
+        let is_backed_up = rows.iter().any(|row| row.step == Step::Backup && matches!(row.outcome, Outcome::Done(_)));
+        let (word, moment) = match super::outcome::worst(rows.iter().filter_map(|row| row.outcome.failure())) {
+            None if is_backed_up => ("success", Some(Moment::Success)),
+            None => ("skipped", None),
+            Some(FailureKind::Partial) => ("warning", Some(Moment::Warning)),
+            Some(_) => ("failure", Some(Moment::Failure)),
         };
-        let messages: Vec<_> = rows
-            .iter()
-            .filter(|row| row.outcome.failure().is_some())
-            .map(|row| format!("{}: {}", row.step.name(), row.outcome))
-            .collect();
-        let word = match moment {
-            Moment::Success => "success",
-            Moment::Warning => "warning",
-            _ => "failure",
-        };
+        let failed = rows.iter().filter(|row| row.outcome.failure().is_some());
+        let messages: Vec<_> = failed.map(|row| format!("{}: {}", row.step.name(), row.outcome)).collect();
         let variables = [("BRACKFS_RESULT", word.to_owned()), ("BRACKFS_MESSAGE", messages.join("\n"))];
-        // These also run after an interrupt, so that they can undo what those before did.
+        // These also run after an interrupt, so that they can undo what those before did. The process then ends soon.
         let never = AtomicBool::new(false);
-        for moment in [moment, Moment::Finally] {
+        for moment in moment.into_iter().chain([Moment::Finally]) {
             for hook in self.hooks(moment, source) {
+                let longest = if self.is_stopped() { AFTER_INTERRUPT } else { hook.timeout };
+                let hook = Hook { timeout: hook.timeout.min(longest), ..hook.clone() };
                 // Nothing comes after them that they could stop.
-                let _gate = self.hook(hook, source, &variables, &never);
+                let _gate = self.hook(&hook, moment, source, &variables, &never);
             }
         }
     }
@@ -342,12 +364,19 @@ impl<'a> Run<'a> {
     }
 
     /// Runs a hook.
-    fn hook(&mut self, hook: &Hook, source: Option<&str>, variables: &[(&str, String)], stop: &AtomicBool) -> Gate {
+    fn hook(
+        &mut self,
+        hook: &Hook,
+        moment: Moment,
+        source: Option<&str>,
+        variables: &[(&str, String)],
+        stop: &AtomicBool,
+    ) -> Gate {
         let begun = Instant::now();
         let of_source = source.map(|name| ("BRACKFS_SOURCE", name.to_owned()));
         let variables: Vec<_> = variables.iter().cloned().chain(of_source).collect();
         let program = hook.words.first().cloned().unwrap_or_default();
-        let (outcome, gate) = match hooks::run(hook, &variables, stop) {
+        let (outcome, gate) = match hooks::run(hook, moment, &variables, stop) {
             Verdict::GoOn => (Outcome::Done(program), Gate::Open),
             Verdict::Skip => {
                 let skipped = Outcome::Skipped(format!("{program} asked to skip the backup"));
@@ -388,22 +417,26 @@ fn back_up(
     options.policy.early = identity.and_then(|identity| EarlyRuns::at(environment.state, identity));
     let ahead = options.policy.early.map(|runs| runs.reads()).unwrap_or_default();
     let open = || environment.caller.open(target, ahead);
-    let may_skip = options.policy.skip_if_unchanged && !job.dry_run && location.is_remote();
-    match may_skip {
+    match options.may_skip_opening() && location.is_remote() {
         true => backup::back_up_if_changed(open, environment.state, &options, monitor, environment.stop),
         false => Ok(backup::back_up(&open()?, environment.state, &options, monitor, environment.stop)?),
     }
 }
 
 fn outcome_of(summary: &Summary, environment: &Environment<'_>) -> Outcome {
+    if summary.shrunk {
+        let message = "the source lost most of its files, so no snapshot was made".to_owned();
+        return Outcome::Failed(Failed { kind: FailureKind::Partial, message });
+    }
     let files = count(summary.files, "file", "files");
-    let (bytes, stored) =
-        (environment.caller.size(summary.bytes), environment.caller.size(summary.data_bytes + summary.tree_bytes));
-    let text = match (&summary.snapshot, summary.shrunk) {
-        (_, true) => "the source lost most of its files, no snapshot was made".to_owned(),
-        (Some(name), _) => format!("snapshot {}: {files}, {bytes}, {stored} stored", name.id.short()),
-        (None, _) if summary.dry_run => format!("would read {}", count(summary.read_files, "file", "files")),
-        (None, _) => format!("nothing changed in {files}"),
+    let size = |bytes| environment.caller.size(bytes);
+    let text = match &summary.snapshot {
+        Some(name) => {
+            let (bytes, stored) = (size(summary.bytes), size(summary.data_bytes + summary.tree_bytes));
+            format!("snapshot {}: {files}, {bytes}, {stored} stored", name.id.short())
+        }
+        None if summary.dry_run => format!("would read {}", count(summary.read_files, "file", "files")),
+        None => format!("nothing changed in {files}"),
     };
     if summary.problems > 0 { Outcome::Partial(text) } else { Outcome::Done(text) }
 }

@@ -54,6 +54,17 @@ pub(crate) fn start_writeback(file: BorrowedFd<'_>) {
     let _done = unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, flags) };
 }
 
+/// Makes the command run in a session and a process group of its own, without a terminal: a program that asks for a password
+/// fails, and does not wait for ever.
+pub(crate) fn without_terminal(command: &mut Command) {
+    let prepare = || Ok(rustix::process::setsid().map(drop)?);
+    #[expect(unsafe_code, reason = "there is no safe way to say it")]
+    // SAFETY: between fork and exec the closure makes a system call only, and touches no memory or locks of other threads.
+    unsafe {
+        command.pre_exec(prepare);
+    }
+}
+
 /// Makes the kernel kill the command's process when the thread that started it ends, and so also when this process is killed.
 pub(crate) fn end_with_parent(command: &mut Command) {
     let parent = rustix::process::getpid();

@@ -1,13 +1,14 @@
 //! Programs that run in a process group of their own, so that everything they start can be ended with them.
 
 use std::io;
-use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdout, Command, ExitStatus};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
+
+use super::{end_with_parent, without_terminal};
 
 /// How often it is looked at whether a program has ended.
 const POLL: Duration = Duration::from_millis(5);
@@ -20,9 +21,11 @@ const ENDING: Duration = Duration::from_secs(5);
 pub(crate) struct ProcessGroup(Child);
 
 impl ProcessGroup {
-    /// Starts the program.
+    /// Starts the program, without a terminal. It is killed when this thread ends.
     pub(crate) fn start(command: &mut Command) -> io::Result<Self> {
-        command.process_group(0).spawn().map(ProcessGroup)
+        without_terminal(command);
+        end_with_parent(command);
+        command.spawn().map(ProcessGroup)
     }
 
     /// The pipe with its output, once.
@@ -84,6 +87,12 @@ mod tests {
     fn the_exit_code_is_returned() {
         assert_eq!(shell("sleep 0.1; exit 7").wait(|| false).unwrap().unwrap().code(), Some(7));
         assert!(shell("sleep 1000").wait(|| true).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_program_has_no_terminal() {
+        let status = shell("true < /dev/tty").wait(|| false).unwrap().unwrap();
+        assert!(!status.success());
     }
 
     #[test]

@@ -12,7 +12,6 @@ use rustix::io::Errno;
 
 use crate::backup::error::Error;
 use crate::backup::options::StreamSource;
-use crate::sys::end_with_parent;
 use crate::sys::process_group::ProcessGroup;
 
 /// How often a wait checks whether the run is to stop, in nanoseconds.
@@ -90,7 +89,6 @@ fn start(words: &[OsString]) -> Result<(Running, OwnedFd), Error> {
     let name = program.to_string_lossy().into_owned();
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped());
-    end_with_parent(&mut command);
     match ProcessGroup::start(&mut command) {
         Ok(mut group) => {
             let output = group.take_output().ok_or(Error::Internal("a command has no output"))?;

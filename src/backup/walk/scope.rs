@@ -15,7 +15,6 @@ use super::path_set::PathSet;
 use crate::backup::calls::Calls;
 use crate::backup::error::Error;
 use crate::backup::options::{Selection, Stream};
-use crate::format::entry::is_name;
 use crate::format::source::is_source_name;
 use crate::monitor::Monitor;
 use crate::source::{Inode, MountTable, Pattern, Patterns};
@@ -55,9 +54,6 @@ impl Scope {
         calls: &Calls,
         monitor: &dyn Monitor,
     ) -> Result<Self, Error> {
-        if let Some(bad) = given.exclude_if_present.iter().find(|name| !is_name(name.as_bytes())) {
-            return Err(Error::Usage(format!("{bad:?} can't be the name of an entry of a directory")));
-        }
         match &given.stream {
             Some(stream) => Scope::of_stream(stream, given),
             None => Scope::of_tree(given, mounts, calls, monitor),
@@ -66,9 +62,6 @@ impl Scope {
 
     fn of_stream(stream: &Stream, given: &Selection) -> Result<Self, Error> {
         let name = stream.filename.as_os_str();
-        if !is_name(name.as_bytes()) {
-            return Err(Error::Usage(format!("{name:?} can't be the name of a file in a snapshot")));
-        }
         Ok(Scope {
             name: source_name(given, Some(name))?,
             paths: vec![name.into()],

@@ -50,6 +50,8 @@ pub(in crate::backup) struct WalkCounts {
     pub(in crate::backup) new: u64,
     pub(in crate::backup) changed: u64,
     pub(in crate::backup) problems: u64,
+    /// Given paths that are empty now, or whose file system is gone. They are problems, too.
+    pub(in crate::backup) lost_paths: u64,
 }
 
 impl WalkCounts {
@@ -225,6 +227,7 @@ impl<'a> SourceWalk<'a> {
                 format!("it is empty, but was not in the last backup (entries: {had}); is a file system not mounted?")
             };
             self.problem(&directory.path(), &why);
+            self.counts.lost_paths += 1;
         }
         let removed = self.finish_comparison(&here, comparison)?;
         self.outbox.send(Event::Leave { removed })
@@ -539,6 +542,7 @@ impl<'a> SourceWalk<'a> {
             LastTime::Entries(entries) => Ok(entries),
             LastTime::OtherFileSystem => {
                 self.problem(path, "another file system was here in the last backup; is it not mounted?");
+                self.counts.lost_paths += 1;
                 Ok(0)
             }
         }
