@@ -124,12 +124,14 @@ pub fn exit_codes(command: &Command) -> Vec<(String, String)> {
     let partly = match command.get_name() {
         "prune" => "Done, but some packs are damaged; they were reported and stay.",
         "forget" => "Done, but with \\-\\-prune, some packs are damaged; they were reported and stay.",
-        "run" => "Done, but there were problems, such as files that could not be read; they were reported.",
+        "run" => {
+            "Done, but there were problems, such as files that could not be read or a source that lost most of its files; they were reported."
+        }
         "backup" => {
-            "Done, but some source files could not be read consistently, a source lost most of its files, or packs of the repository are lost; all were reported."
+            "Done, but some source files could not be read consistently, packs of the repository are lost, or no snapshot was made because the source lost most of its files; all were reported."
         }
         _ => {
-            "Done, but some source files could not be read consistently, a source lost most of its files, or packs of the repository are lost or damaged; all were reported."
+            "Done, but some source files could not be read consistently, packs of the repository are lost or damaged, or no snapshot was made because a source lost most of its files; all were reported."
         }
     };
     let done = if is(command, &["check", "verify"]) { "Done, and no problems were found." } else { "Done." };

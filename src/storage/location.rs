@@ -154,6 +154,8 @@ fn refusal(place: &str, text: &str) -> String {
     let has_tokens = is_service && !matches!(place, "sftp" | "ssh" | "scp");
     let shown = match rest.rsplit_once('@') {
         Some((user, _)) if user.contains(':') || has_tokens => "a path that begins with ./".to_owned(),
+        // A remote of rclone with its options, which may be a password.
+        _ if place.is_empty() => "a path that begins with ./".to_owned(),
         _ => format!("./{text}"),
     };
     format!(
@@ -239,6 +241,7 @@ mod tests {
             "https://me:sec/secret@host/repo",
             "sftp:me:secret@host:/repo",
             "sftp:me:secret@host/repo",
+            ":sftp,host=host,user=me,pass=secret:/repo",
             "s3:id:secret@bucket/repo",
             "me:secret@host:/repo",
             "me:secret@corp@host:/repo",
