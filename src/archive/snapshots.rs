@@ -9,13 +9,10 @@ use super::error::Error;
 use crate::format::id::{SnapshotId, SourceId};
 use crate::format::name::SnapshotName;
 use crate::format::snapshot::Statistics;
-use crate::storage::Stamp;
+use crate::storage::{InTurn, Stamp};
 
 /// Maximum number of snapshots tried with a key that opens none of them, if each try is slow.
 const SLOW_TRIES: usize = 64;
-
-/// Snapshots that are fetched at the same time.
-const AT_ONCE: usize = 8;
 
 /// Snapshots that can be read. Threads share it.
 ///
@@ -39,6 +36,9 @@ pub trait Archive: Send + Sync {
 
     /// A hint that a few snapshots will be opened soon, and names of sources be read: they may be fetched at the same time.
     fn begin(&self, _snapshots: &[SnapshotName], _sources: &[SourceId]) {}
+
+    /// A hint that these snapshots will not be opened, as [`Archive::begin`] said.
+    fn forget_begun(&self, _snapshots: &[SnapshotName]) {}
 
     /// Opens a snapshot and verifies it.
     fn open(&self, name: &SnapshotName) -> Result<Arc<OpenSnapshot>, Error>;
@@ -130,14 +130,7 @@ pub trait Archive: Send + Sync {
 impl dyn Archive + '_ {
     /// Goes through snapshots that are opened one after the other, and begins to fetch those that come next.
     pub fn in_turn<'n>(&'n self, names: &'n [SnapshotName]) -> impl Iterator<Item = &'n SnapshotName> {
-        names
-            .iter()
-            .enumerate()
-            .inspect(|(at, _)| {
-                let next: Vec<_> = names.iter().skip(*at).take(AT_ONCE).cloned().collect();
-                self.begin(&next, &[]);
-            })
-            .map(|(_, name)| name)
+        InTurn::new(names, |next| self.begin(next, &[]), |passed| self.forget_begun(passed))
     }
 }
 
@@ -159,8 +152,8 @@ pub struct OpenSnapshot {
 
 /// The maximum resources of an archive, in addition to those of the threads that call it.
 pub struct Needs {
-    /// Prefetch threads. If they cannot be started, reads are slower.
+    /// Threads for prefetch and for reads ahead. If they cannot be started, reads are slower.
     pub threads: usize,
-    /// Memory in bytes: caches, free buffers, and the buffers of the prefetch threads.
+    /// Memory in bytes: caches, free buffers, the buffers of the prefetch threads, and results of reads ahead.
     pub bytes: usize,
 }

@@ -87,8 +87,7 @@ impl Checker<'_> {
             self.problem(Path::new(object), "it is missing or damaged; the next backup puts it back");
         }
         let (objects, repository) = (self.list(name::KEYS)?, self.reader.repository());
-        let read = |object: &ObjectInfo| Some(Keys::read(object.name.clone()));
-        for ObjectInfo { name: object, .. } in repository.target().in_turn(&objects, read) {
+        for ObjectInfo { name: object, .. } in repository.target().in_turn(&objects, Keys::read_of) {
             self.check_interrupted()?;
             match repository.keys().check(object) {
                 Ok(()) => {}

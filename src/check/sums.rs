@@ -14,7 +14,7 @@ impl Checker<'_> {
         let mut objects = self.list(name::SUMS)?;
         objects.retain(|object| name::parse_sums(&object.name).is_some());
         let target = self.reader.repository().target();
-        let read = |object: &ObjectInfo| Some(Ahead::Get(object.name.clone(), SUMS_SIZE));
+        let read = |object: &ObjectInfo| Ahead::of(object, SUMS_SIZE);
         for ObjectInfo { name: object, .. } in target.in_turn(&objects, read) {
             match target.get(object, SUMS_SIZE) {
                 Ok(list) => self.sums_of(Path::new(object), &list)?,

@@ -133,8 +133,9 @@ impl ReaderArgs {
     /// Opens a reader without a cache on disk: finds the key and the trusted host keys. `cache` is the default size of its
     /// cache in memory, in bytes.
     pub(super) fn open(&self, global: &Global, monitor: &dyn Monitor, cache: u64) -> Result<Reader> {
-        let repository = self.repository.resolve(global)?.open(Use::Command, global, Repository::reads_of_readers())?;
-        self.open_in(repository, FirstUse::Trusted, global, monitor, cache)
+        let Opened { repository, access, cache, .. } =
+            self.open_parts(Use::Command, FirstUse::Trusted, global, monitor, cache)?;
+        Ok(Reader::new(repository, access, cache))
     }
 
     /// The same for a repository that is open; `first_use` decides if no host key is known yet.

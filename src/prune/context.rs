@@ -154,13 +154,13 @@ impl<'s> Pruner<'s> {
     /// Looks for other runs every [`LOOK_AFTER`] removals: another run may build on what is removed here.
     pub(super) fn remove_all(&self, remover: &Remover<'_>, objects: &[String]) -> Result<Vec<bool>, Error> {
         let mut gone = Vec::new();
-        for batch in objects.chunks(remover.batch()) {
+        for batch in remover.batches(objects) {
             gone.extend(self.remove_batch(remover, batch)?);
         }
         Ok(gone)
     }
 
-    /// The same for at most [`Remover::batch`] objects.
+    /// The same for one of [`Remover::batches`].
     pub(super) fn remove_batch(&self, remover: &Remover<'_>, objects: &[String]) -> Result<Vec<bool>, Error> {
         self.inventory.check_interrupted()?;
         let Clock { unseen, refusals, retained, .. } = self.clock;

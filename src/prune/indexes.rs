@@ -1,6 +1,6 @@
 //! Indexes without removed packs and snapshots.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use super::bases::{Bases, NewBase, NewBases, Orphan};
 use super::context::Pruner;
@@ -9,8 +9,10 @@ use crate::catalog::{Catalog, Folder, KnownDocument};
 use crate::format::PackId;
 use crate::format::id::{ObjectId, SnapshotId};
 use crate::format::index::Index;
+use crate::format::name;
 use crate::format::usage::{Holds, SnapshotUsage};
 use crate::repository::Access;
+use crate::storage::Ahead;
 
 /// Chunks after which a successor ends, so that no index grows without bound.
 const CHUNKS: usize = 64_000;
@@ -41,6 +43,8 @@ struct Candidate {
     has_holds: bool,
     /// Its content, if that is kept.
     index: Option<Index>,
+    /// Its read, if it is small.
+    read: Option<Ahead>,
     /// Kept snapshots in it whose base is removed, in their order.
     orphans: Vec<Orphan>,
 }
@@ -69,14 +73,21 @@ pub(super) fn read<'a>(
     let (bases, last_holds) = (Bases::new(snapshots), Holds::default());
     let mut candidates = Candidates { all: Vec::new(), bases, last_holds };
     let mut kept = 0;
-    let reads = valid.iter().map(|id| Access::read_of_index(*id)).collect();
-    session.repository().target().reading_ahead(reads, || {
+    let target = session.repository().target();
+    // The catalog does not know how large they are.
+    let listed = target.list(name::INDEX)?;
+    let reads = listed.iter().filter_map(|index| Some((name::parse_index(&index.name)?, index)));
+    let mut reads: HashMap<_, _> =
+        reads.filter_map(|(id, index)| Some((id, Access::read_of_document(index)?))).collect();
+    let ahead = valid.iter().filter_map(|id| reads.get(id).cloned()).collect();
+    target.reading_ahead(ahead, || {
         for id in valid {
             pruner.inventory.check_interrupted()?;
             let index = session.access().index(session.repository(), id)?;
             found(id, &index);
             let orphans = candidates.bases.learn(&index.snapshots);
             let mut candidate = candidate(catalog, id, &index, &removals, orphans)?;
+            candidate.read = reads.remove(&id);
             candidates.last_holds.add(index.generation, &index.holds);
             let size = 1 + chunks(&index) + index.snapshots.iter().map(runs).sum::<usize>();
             if kept + size <= KEPT {
@@ -111,7 +122,7 @@ pub(super) fn rewrite(
         successor.index.holds.retain(|hold| !removals.snapshots.contains(&hold.snapshot.id));
     }
     let unread = candidates.iter().filter(|candidate| candidate.index.is_none());
-    let reads = unread.map(|candidate| Access::read_of_index(candidate.id)).collect();
+    let reads = unread.filter_map(|candidate| candidate.read.clone()).collect();
     session.repository().target().reading_ahead(reads, || {
         for candidate in candidates {
             pruner.inventory.check_interrupted()?;
@@ -198,6 +209,7 @@ fn candidate(
         is_small: chunks(index) < FEW_CHUNKS,
         has_holds: !index.holds.is_empty(),
         index: None,
+        read: None,
         orphans,
     })
 }

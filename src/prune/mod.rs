@@ -23,7 +23,7 @@
 //! - If a carrier is lost or damaged, its blocks are looked for in the packs that they were copied from, before any is removed.
 //! - A block whose check fails is not copied, and its pack stays: a copy never hides damage.
 //! - Order of a sweep: snapshots, sums, indexes (successors first), shards of moves, packs, generations. Objects of one kind are
-//!   removed in any order, many at a time; the next kind follows when all of them are gone. After a kill at any moment, documents
+//!   removed in any order, many at a time; the next kind follows when all of them are gone or refused. After a kill at any moment, documents
 //!   name no data that is gone, except what tombstones name.
 //! - Between two batches of removals, the run ends if it is interrupted; between two of packs, also if another run waits.
 //! - Readers need no lock. A block that a reader does not find in its birth pack is found through the shard of moves.

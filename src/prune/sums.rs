@@ -78,7 +78,7 @@ pub(super) fn rewrite(
     let join =
         pruner.clock.retained.get() == 0 && found.iter().filter(|list| is_small(list.length)).count() >= SMALL_LISTS;
     let unknown = found.iter().filter(|list| !lists.known.contains_key(&list.name));
-    let reads = unknown.map(|list| Ahead::Get(list.name.clone(), SUMS_SIZE)).collect();
+    let reads = unknown.filter_map(|list| Ahead::of(list, SUMS_SIZE)).collect();
     target.reading_ahead(reads, || {
         let mut rest: Vec<(PackId, Digest)> = Vec::new();
         let mut replaced = Vec::new();

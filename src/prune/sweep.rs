@@ -151,8 +151,9 @@ fn sweep(pruner: &Pruner<'_>, catalog: &mut Catalog, mut due: Due, summary: &mut
     }
     // Even if there are no new ones, to finish the work of a killed prune.
     catalog.forget_usage(&recorded)?;
-    let mut batches = due.packs.chunks(remover.batch()).peekable();
-    while let Some(batch) = batches.next() {
+    let mut left = due.packs.len();
+    for batch in remover.batches(&due.packs) {
+        left -= batch.len();
         let objects: Vec<_> = batch.iter().map(|pack| name::pack(pack.id)).collect();
         for (pack, is_gone) in batch.iter().zip(pruner.remove_batch(&remover, &objects)?) {
             if is_gone {
@@ -164,7 +165,7 @@ fn sweep(pruner: &Pruner<'_>, catalog: &mut Catalog, mut due: Due, summary: &mut
             catalog.remove_pack(pack.row)?;
         }
         catalog.commit()?;
-        if batches.peek().is_some() {
+        if left > 0 {
             pruner.give_way()?;
         }
     }

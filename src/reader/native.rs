@@ -40,6 +40,10 @@ impl Archive for Reader {
         Reader::begin(self, snapshots, sources);
     }
 
+    fn forget_begun(&self, snapshots: &[SnapshotName]) {
+        Reader::forget_begun(self, snapshots);
+    }
+
     fn source_name(&self, id: SourceId) -> Result<String, archive::Error> {
         Ok(Reader::source_name(self, id)?)
     }

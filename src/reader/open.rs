@@ -36,8 +36,10 @@ impl Reader {
 
     /// Returns the maximum memory and threads of this reader.
     pub(super) fn resources(&self) -> Needs {
-        let threads = self.prefetch.threads();
-        Needs { threads, bytes: self.core.room().saturating_add(threads * buffers::IN_USE) }
+        let prefetch = self.prefetch.threads();
+        let (ahead, results) = self.core.repository.target().read_ahead();
+        let bytes = self.core.room().saturating_add(prefetch * buffers::IN_USE + results);
+        Needs { threads: prefetch + ahead, bytes }
     }
 
     /// The repository.
@@ -63,6 +65,12 @@ impl Reader {
         let snapshots = snapshots.iter().map(Access::read_of_snapshot);
         let sources = sources.iter().copied().map(Access::read_of_source);
         self.core.repository.target().begin(snapshots.chain(sources).collect());
+    }
+
+    /// Drops snapshots that were begun and will not be opened.
+    pub(super) fn forget_begun(&self, snapshots: &[SnapshotName]) {
+        let reads: Vec<_> = snapshots.iter().map(Access::read_of_snapshot).collect();
+        self.core.repository.target().forget_begun(&reads);
     }
 
     /// Returns a forgotten snapshot whose id begins with `prefix`, as of the last call of [`Reader::snapshots`].

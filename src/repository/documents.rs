@@ -15,9 +15,6 @@ use crate::format::source::Source;
 use crate::format::{self, DOCUMENT_SIZE, sums};
 use crate::storage::{Ahead, ObjectInfo};
 
-/// The size of documents, in bytes, that are read before they are needed.
-const SMALL: u64 = 1 << 20;
-
 /// The most bytes that signature and encryption add to a document.
 const FRAMING: usize = 1 << 20;
 
@@ -203,11 +200,6 @@ impl Access {
         Ahead::Get(name.object(), DOCUMENT_SIZE + FRAMING)
     }
 
-    /// The read of [`Access::index`], likewise.
-    pub fn read_of_index(id: ObjectId) -> Ahead {
-        Ahead::Get(name::index(id), DOCUMENT_SIZE + FRAMING)
-    }
-
     /// The read of a snapshot, likewise.
     pub fn read_of_snapshot(name: &SnapshotName) -> Ahead {
         Ahead::Get(name.object(), SNAPSHOT_SIZE + FRAMING)
@@ -220,7 +212,7 @@ impl Access {
 
     /// The read of any other document, likewise; `None` if it is large.
     pub fn read_of_document(object: &ObjectInfo) -> Option<Ahead> {
-        (object.length <= SMALL).then(|| Ahead::Get(object.name.clone(), DOCUMENT_SIZE + FRAMING))
+        Ahead::of(object, DOCUMENT_SIZE + FRAMING)
     }
 
     /// Reads a shard of moves.

@@ -12,7 +12,7 @@ use crate::crypt::{self, Certificate, Fingerprint, Opener, SecretKey};
 use crate::format::id::ObjectId;
 use crate::format::secrets::Secrets;
 use crate::format::{DOCUMENT_SIZE, name};
-use crate::storage::Ahead;
+use crate::storage::{Ahead, ObjectInfo};
 
 /// The largest key file in bytes. Certificates with many signatures are large.
 const KEY_SIZE: usize = 4 << 20;
@@ -139,6 +139,11 @@ impl<'r> Keys<'r> {
     /// The read of a key file, for [`Target::begin`](crate::storage::Target::begin).
     pub fn read(object: String) -> Ahead {
         Ahead::Get(object, KEY_SIZE)
+    }
+
+    /// The same of a listed key file; `None` if it is large.
+    pub fn read_of(object: &ObjectInfo) -> Option<Ahead> {
+        Ahead::of(object, KEY_SIZE)
     }
 
     /// Whether the object is missing.

@@ -84,6 +84,25 @@ mod tests {
     }
 
     #[test]
+    fn a_look_for_rivals_is_not_older_than_its_beginning() {
+        let (site, memory) = Site::in_memory();
+        let (repository, records) = open(&memory);
+        let listing = |record: &Record| record.operation == Operation::List && record.name == name::GENERATION;
+        site.with_session_in(&repository, None, |session, mut catalog| {
+            session.announce(&mut catalog).unwrap();
+            records.take();
+            for _ in 0..2 {
+                session.begin_to_look();
+                while !records.take().iter().any(listing) {
+                    std::thread::yield_now();
+                }
+            }
+            session.still_alone().unwrap();
+            assert!(!records.take().iter().any(listing));
+        });
+    }
+
+    #[test]
     fn rivals_are_looked_for_in_a_listing_that_begins_after_the_announcement() {
         let (site, memory) = Site::in_memory();
         let (repository, records) = open(&memory);

@@ -292,9 +292,11 @@ impl<'r> Session<'r> {
         &self.access
     }
 
-    /// Begins the listing of the next call of [`Session::still_alone`], over a network.
+    /// Begins the listing of the next call of [`Session::still_alone`], over a network. It is not older than this call.
     pub(super) fn begin_to_look(&self) {
-        self.repository.target().begin(vec![Ahead::List(name::GENERATION.to_owned())]);
+        let (listing, target) = (Ahead::List(name::GENERATION.to_owned()), self.repository.target());
+        target.forget_begun(std::slice::from_ref(&listing));
+        target.begin(vec![listing]);
     }
 
     /// Fails if another machine with a copy of this catalog has started a run: it may have deleted packs that no index

@@ -157,7 +157,7 @@ fn remove(
     remover: &Remover<'_>,
 ) -> Result<(), Error> {
     let objects: Vec<_> = orphans.map(name::pack).collect();
-    for objects in objects.chunks(remover.batch()) {
+    for objects in remover.batches(&objects) {
         inventory.check_interrupted()?;
         let objects: Vec<_> = objects.iter().map(String::as_str).collect();
         let mut failed = None;
@@ -261,7 +261,7 @@ fn account_for_sums(inventory: &Inventory<'_>, packs: &FoundPacks, doubt: &mut O
     let target = inventory.repository.target();
     let mut lists = target.list(name::SUMS)?;
     lists.retain(|object| name::parse_sums(&object.name).is_some());
-    let read = |list: &ObjectInfo| Some(Ahead::Get(list.name.clone(), SUMS_SIZE));
+    let read = |list: &ObjectInfo| Ahead::of(list, SUMS_SIZE);
     for object in target.in_turn(&lists, read) {
         if doubt.is_some() {
             break;

@@ -8,6 +8,8 @@
 //! - a damaged small object is removed before a correct one takes its name: keys, certificates, the description;
 //! - an `init` that fails removes the description that it wrote, and the objects of an interrupted `init`.
 
+use std::iter;
+
 use super::error::Error;
 use super::open::Session;
 use crate::catalog::Catalog;
@@ -62,9 +64,16 @@ impl<'s> Remover<'s> {
         })
     }
 
-    /// The number of objects to remove with one call of [`Remover::remove_all`].
-    pub fn batch(&self) -> usize {
-        self.target.capabilities().removals.max(1)
+    /// Divides objects into batches for [`Remover::remove_all`]. The size of each is decided when it is its turn: the target may
+    /// have turned out to need a request for each object.
+    pub fn batches<'o, T>(&self, objects: &'o [T]) -> impl Iterator<Item = &'o [T]> {
+        let (mut left, target) = (objects, self.target);
+        iter::from_fn(move || {
+            let size = target.capabilities().removals.clamp(1, left.len().max(1));
+            let (batch, rest) = left.split_at_checked(size)?;
+            left = rest;
+            Some(batch)
+        })
     }
 
     /// Removes the temporary files of these runs, which must not be active.
@@ -79,6 +88,24 @@ impl<'s> Remover<'s> {
 mod tests {
     use crate::format::{PackId, name};
     use crate::session::fixture::Site;
+
+    #[test]
+    fn a_batch_is_as_large_as_the_target_likes_when_it_is_its_turn() {
+        let (site, memory) = Site::in_memory();
+        site.with_session(|session, mut catalog| {
+            let remover = session.remover(&mut catalog).unwrap();
+            memory.set_removals(5);
+            let objects: Vec<_> = (0..12).collect();
+            let mut batches = remover.batches(&objects);
+            assert_eq!(batches.next().unwrap(), [0, 1, 2, 3, 4]);
+            memory.set_removals(3);
+            assert_eq!(batches.next().unwrap(), [5, 6, 7]);
+            memory.set_removals(0);
+            assert_eq!(batches.next().unwrap(), [8]);
+            memory.set_removals(1000);
+            assert_eq!((batches.next().unwrap(), batches.next()), (&[9, 10, 11][..], None));
+        });
+    }
 
     #[test]
     fn a_run_is_announced_before_it_removes_anything() {

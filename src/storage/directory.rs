@@ -19,7 +19,6 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use rustix::fs::{
     Advice, AtFlags, CWD, Dir, FileType, FlockOperation, Mode, OFlags, RenameFlags, fadvise, flock, linkat, mkdirat,
@@ -351,8 +350,6 @@ impl Storage for DirectoryStorage {
         let lacking = known.into_iter().filter(|(lacks, _)| lacks.load(Ordering::Relaxed));
         Capabilities {
             directory: Some(self.root.path().clone()),
-            lanes: 1,
-            lag: Duration::ZERO,
             shortcomings: lacking.map(|(_, words)| words).collect(),
             ..Capabilities::default()
         }

@@ -7,8 +7,8 @@
 //!
 //! Processes share a cache without locks: a file gets its name when it is complete, and may vanish at any time. If files
 //! take more than the limit, those of the objects whose ranges were used least recently are removed, and preferred objects
-//! (packs with trees, without which no file is found) last. The cache is best effort: if it cannot be read or written,
-//! everything is read from the target.
+//! (packs with trees, without which no file is found) last, if they were used in the last weeks: others may have been pruned.
+//! The cache is best effort: if it cannot be read or written, everything is read from the target.
 
 use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -32,6 +32,8 @@ const HASH: usize = blake3::OUT_LEN;
 const USE_TIME: Duration = Duration::from_secs(60);
 /// Age of a file without its final name that no process writes any more.
 const ABANDONED: Duration = Duration::from_secs(3600);
+/// How long after their last use objects are preferred.
+const PREFERENCE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// Prefix of files that are being written.
 const UNFINISHED: &str = ".tmp-";
 /// An empty file with this name marks a preferred object.
@@ -277,7 +279,8 @@ fn cached_objects(directory: &Path) -> Vec<CachedObject> {
     for folder in folders(directory) {
         for object in folders(&folder) {
             let Ok(used_at) = fs::metadata(&object).and_then(|found| found.modified()) else { continue };
-            let (mut bytes, is_preferred) = (0, object.join(PREFERRED).exists());
+            let is_current = used_at.elapsed().map_or(true, |age| age < PREFERENCE);
+            let (mut bytes, is_preferred) = (0, is_current && object.join(PREFERRED).exists());
             for file in fs::read_dir(&object).into_iter().flatten().flatten() {
                 let Ok(found) = file.metadata() else { continue };
                 let is_old = |at: SystemTime| at.elapsed().is_ok_and(|age| age > ABANDONED);
@@ -506,6 +509,24 @@ mod tests {
         let (reading, _) = cached.open(3000, false);
         reading.prefer(PACKS[2]);
         assert_eq!(cached.files().len(), 2);
+    }
+
+    #[test]
+    fn a_preference_ends_if_the_object_is_not_used() {
+        for (age, stays) in [(PREFERENCE / 2, true), (2 * PREFERENCE, false)] {
+            let cached = Cached::new();
+            let (cache, records) = cached.open(3000, true);
+            assert_reads(&cache, PACKS[0], 0, 1000);
+            cache.prefer(PACKS[0]);
+            let folder = File::open(cache.folder(PACKS[0]).unwrap()).unwrap();
+            folder.set_modified(SystemTime::now() - age).unwrap();
+            for name in [PACKS[1], PACKS[2]] {
+                assert_reads(&cache, name, 0, 1000);
+            }
+            records.take();
+            assert_reads(&cache, PACKS[0], 0, 1000);
+            assert_eq!(records.take().is_empty(), stays);
+        }
     }
 
     #[test]

@@ -58,7 +58,7 @@ mod webdav;
 mod wrapper;
 mod xml;
 
-pub use ahead::Ahead;
+pub use ahead::{Ahead, InTurn};
 pub use contract::{Capabilities, Ended, ObjectInfo, Stamp, Storage};
 pub use directory::DirectoryStorage;
 pub use disk_cache::DiskCache;

@@ -36,7 +36,7 @@ pub struct RetryPolicy {
 pub struct Waiting<'a> {
     /// Why the last try failed.
     pub error: &'a Error,
-    /// The tries of this operation so far.
+    /// The tries of this operation so far, since the last one that took effect in part.
     pub tries: u32,
     /// The time since the target was last there.
     pub away: Duration,
@@ -178,6 +178,11 @@ impl Wrapper for RetryStorage {
                     return result;
                 }
             };
+            if call.progress.is_some_and(Cell::take) {
+                // The target answered before it went away.
+                self.answered();
+                (tries, begun) = (0, None);
+            }
             tries += 1;
             let away = self.away_since().elapsed();
             // The target may answer others, and never this operation.
@@ -214,8 +219,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use uuid::Uuid;
 
+    use super::super::contract::Ended;
     use super::super::testing::{Fault, Faulty, Memory, Record, Recording};
     use super::*;
 
@@ -253,6 +261,46 @@ mod tests {
             assert!(lock(&retry.away_since).is_none() && !retry.is_away.load(Ordering::Relaxed));
         }
         assert!(waited() - before >= 6 * QUICK.first_wait / 2);
+    }
+
+    /// A storage that removes one object per try, and asks for fewer requests then.
+    #[derive(Debug)]
+    struct OneATry(Memory);
+
+    impl Wrapper for OneATry {
+        fn inner(&self) -> &dyn Storage {
+            &self.0
+        }
+
+        fn around(&self, _: Call<'_>, attempt: Try<'_>) -> Result<(), Error> {
+            attempt().map(drop)
+        }
+
+        fn around_removals(&self, names: &[&str], ended: Ended<'_>) -> Result<(), Error> {
+            let (first, others) = names.split_first().unwrap();
+            ended(0, self.0.remove(first));
+            if others.is_empty() { Ok(()) } else { Err(Error::new(ErrorKind::Throttled, "remove", "", "slow down")) }
+        }
+    }
+
+    #[test]
+    fn a_try_that_removes_some_objects_is_an_answer() {
+        let memory = Memory::default();
+        let names: Vec<_> = (0..20).map(|number| number.to_string()).collect();
+        for name in &names {
+            memory.store(&memory.spool(name, Uuid::nil()).unwrap()).unwrap();
+        }
+        let wait = Duration::from_millis(20);
+        let patience = RetryPolicy { longest: 5 * wait, first_wait: wait, longest_wait: wait };
+        let tries = Arc::new(Mutex::new(Vec::new()));
+        let noted = tries.clone();
+        let retry = RetryStorage::new(Box::new(OneATry(memory.clone())), patience)
+            .with_notice(move |waiting| lock(&noted).push(waiting.tries));
+        let mut ended = Vec::new();
+        let objects: Vec<_> = names.iter().map(String::as_str).collect();
+        retry.remove_all(&objects, &mut |at, result| ended.push((at, result.is_ok()))).unwrap();
+        assert_eq!(ended, (0..20).map(|at| (at, true)).collect::<Vec<_>>());
+        assert_eq!((memory.names().len(), &*lock(&tries)), (0, &vec![1; 19]));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
 
-use super::ahead::{Ahead, IN_TURN, UnderWay};
+use super::ahead::{AT_ONCE, Ahead, InTurn, SMALL, UnderWay};
 use super::contract::{Capabilities, Ended, ObjectInfo, Stamp, Storage};
 use super::directory::DirectoryStorage;
 use super::error::Error;
@@ -164,11 +164,12 @@ impl Target {
 
     /// Reads a whole object of at most `limit` bytes.
     pub fn get(&self, name: &str, limit: usize) -> Result<Vec<u8>, Error> {
-        self.ahead.bytes(&self.storage, name, limit).unwrap_or_else(|| self.storage.get(name, limit))
+        self.ahead.bytes(&self.storage, name, limit).map_or_else(|| self.storage.get(name, limit), Ok)
     }
 
     /// Begins reads whose results will be needed soon, over a network. The next read of the same object or prefix takes the
-    /// result, which may be as old as this call. Of many reads, some are made at a time, in this order.
+    /// result, unless the read failed or ended too long ago. A read that was begun earlier and not taken is kept, so a result
+    /// may be some seconds older than this call. Of many reads, some are made at a time, in this order.
     pub fn begin(&self, reads: Vec<Ahead>) {
         if !reads.is_empty() && self.local_path().is_none() {
             self.ahead.begin(&self.storage, reads);
@@ -181,19 +182,19 @@ impl Target {
     }
 
     /// Goes through `items` in order. Before each, begins its read and those of the next ones, unless `read` returns `None`,
-    /// as it should for large objects.
+    /// as it should for large objects: see [`Ahead::of`].
     pub fn in_turn<'t, I>(
         &'t self,
         items: &'t [I],
-        read: impl Fn(&I) -> Option<Ahead> + 't,
+        read: impl Fn(&I) -> Option<Ahead> + Copy + 't,
     ) -> impl Iterator<Item = &'t I> {
-        items
-            .iter()
-            .enumerate()
-            .inspect(move |(at, _)| {
-                self.begin(items.iter().skip(*at).take(IN_TURN).filter_map(&read).collect());
-            })
-            .map(|(_, item)| item)
+        let reads = move |items: &[I]| items.iter().filter_map(read).collect::<Vec<_>>();
+        InTurn::new(items, move |next| self.begin(reads(next)), move |passed| self.forget_begun(&reads(passed)))
+    }
+
+    /// Returns the maximum number of threads that read ahead, and the bytes of their results.
+    pub fn read_ahead(&self) -> (usize, usize) {
+        if self.local_path().is_some() { (0, 0) } else { (AT_ONCE, AT_ONCE * SMALL) }
     }
 
     /// Runs `work`, which makes these reads. They begin with it; results that it did not use are dropped.
@@ -218,7 +219,7 @@ impl Target {
     /// Lists the objects whose names begin with `prefix` (which ends in `/`), sorted by name.
     pub fn list(&self, prefix: &str) -> Result<Vec<ObjectInfo>, Error> {
         let mut objects = match self.ahead.objects(&self.storage, prefix) {
-            Some(objects) => objects?,
+            Some(objects) => objects,
             None => {
                 let mut objects = Vec::new();
                 self.visit(prefix, &mut |object| objects.push(object))?;
@@ -260,6 +261,13 @@ impl Target {
     /// that `create` made. Returns whether the target is now empty or gone.
     pub fn abandon(&self, is_ours: &dyn Fn(&str) -> bool) -> bool {
         self.storage.abandon(is_ours)
+    }
+}
+
+#[cfg(test)]
+impl Target {
+    pub(super) fn storage(&self) -> &Arc<dyn Storage> {
+        &self.storage
     }
 }
 

@@ -1,5 +1,6 @@
 //! Storage that adds something to another storage: one method around all operations.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fmt;
 
@@ -40,11 +41,13 @@ pub(super) struct Call<'a> {
     pub(super) name: &'a str,
     /// For [`Operation::Store`].
     pub(super) spool: Option<&'a Spool>,
+    /// Set by a try that failed after a part of it took effect.
+    pub(super) progress: Option<&'a Cell<bool>>,
 }
 
 impl<'a> Call<'a> {
     fn new(operation: Operation, name: &'a str) -> Self {
-        Call { operation, name, spool: None }
+        Call { operation, name, spool: None, progress: None }
     }
 }
 
@@ -65,7 +68,9 @@ pub(super) trait Wrapper: Send + Sync + fmt::Debug {
     /// Makes [`Storage::remove_all`] on the inner storage. Each try is for the names whose removal has not ended.
     fn around_removals(&self, names: &[&str], ended: Ended<'_>) -> Result<(), Error> {
         let (mut left, mut tries): (Vec<usize>, _) = ((0..names.len()).collect(), 0);
-        self.around(Call::new(Operation::Remove, ""), &mut || {
+        let progress = Cell::new(false);
+        let call = Call { progress: Some(&progress), ..Call::new(Operation::Remove, "") };
+        self.around(call, &mut || {
             tries += 1;
             let tried: Vec<_> = left.iter().filter_map(|at| names.get(*at).copied()).collect();
             let (mut has_ended, mut gone) = (vec![false; tried.len()], Vec::new());
@@ -88,6 +93,7 @@ pub(super) trait Wrapper: Send + Sync + fmt::Debug {
             if settled.is_ok() {
                 gone.into_iter().for_each(|at| end(at, Ok(())));
             }
+            progress.set(has_ended.contains(&true));
             let mut has_ended = has_ended.into_iter();
             left.retain(|_| has_ended.next() == Some(false));
             result.and(settled).map(|()| 0)

@@ -31,7 +31,6 @@ mod wire;
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -437,9 +436,7 @@ impl Storage for FtpStorage {
             ),
         ];
         Capabilities {
-            directory: None,
             lanes: self.pool.most(),
-            lag: Duration::ZERO,
             shortcomings: known.into_iter().filter(|(is_so, _)| *is_so).map(|(_, words)| words).collect(),
             ..Capabilities::default()
         }

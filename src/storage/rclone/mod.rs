@@ -21,7 +21,6 @@ mod requests;
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -298,9 +297,7 @@ impl Storage for RcloneStorage {
                        reported as damaged";
         let shortcomings = self.features.get().filter(|features| is_partial(features)).map(|_| partial);
         Capabilities {
-            directory: None,
             lanes: self.rclone.lanes(),
-            lag: Duration::ZERO,
             shortcomings: shortcomings.into_iter().collect(),
             ..Capabilities::default()
         }

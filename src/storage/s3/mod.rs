@@ -19,7 +19,6 @@ mod xml;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -242,11 +241,10 @@ impl Storage for S3Storage {
     fn capabilities(&self) -> Capabilities {
         let exposed = "other users can read the file with the secret key; run chmod go= on it";
         Capabilities {
-            directory: None,
             lanes: self.bucket.lanes(),
             removals: if self.one_by_one.load(Ordering::Relaxed) { Capabilities::default().removals } else { PAGE },
-            lag: Duration::ZERO,
             shortcomings: self.bucket.is_exposed().then_some(exposed).into_iter().collect(),
+            ..Capabilities::default()
         }
     }
 

@@ -30,7 +30,6 @@ mod wire;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -295,7 +294,10 @@ impl SftpStorage {
         object: &str,
         folder: &Folder<'_>,
     ) -> Result<Published, Failure> {
-        if !session.has(Extension::Hardlink) || self.unlinked.load(Ordering::Relaxed) {
+        if !session.has(Extension::Hardlink) {
+            self.unlinked.store(true, Ordering::Relaxed);
+        }
+        if self.unlinked.load(Ordering::Relaxed) {
             return self.rename(session, temporary, object, folder);
         }
         let link = Request::Hardlink { from: temporary, to: object };
@@ -328,7 +330,6 @@ impl SftpStorage {
         object: &str,
         folder: &Folder<'_>,
     ) -> Result<Published, Failure> {
-        self.unlinked.store(true, Ordering::Relaxed);
         // Some servers replace an existing file.
         match session.attributes(object) {
             Ok(_) => return Ok(Published::Taken),
@@ -517,13 +518,7 @@ impl Storage for SftpStorage {
         if self.unsynced.load(Ordering::Relaxed) {
             lacking.retain(|words| *words != known[2].1);
         }
-        Capabilities {
-            directory: None,
-            lanes: self.pool.most(),
-            lag: Duration::ZERO,
-            shortcomings: lacking,
-            ..Capabilities::default()
-        }
+        Capabilities { lanes: self.pool.most(), shortcomings: lacking, ..Capabilities::default() }
     }
 
     fn spool(&self, name: &str, run: Uuid) -> Result<Spool, Error> {

@@ -192,7 +192,6 @@ impl Storage for SwiftStorage {
                     OS_AUTH_URL, or choose another endpoint";
         let known = [(self.container.is_exposed(), exposed), (self.container.is_open(), open)];
         Capabilities {
-            directory: None,
             lanes: self.container.lanes(),
             lag: self.lag,
             shortcomings: known.iter().filter(|(is_so, _)| *is_so).map(|(_, words)| *words).collect(),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::io::Read;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
@@ -31,6 +31,8 @@ pub struct Memory {
     versions: Arc<AtomicU64>,
     /// Listings show objects of lower versions.
     listed: Arc<AtomicU64>,
+    /// Objects to remove with one call.
+    removals: Arc<AtomicUsize>,
     spools: Spools,
 }
 
@@ -40,6 +42,7 @@ impl Default for Memory {
             objects: Arc::default(),
             versions: Arc::default(),
             listed: Arc::new(AtomicU64::new(u64::MAX)),
+            removals: Arc::new(AtomicUsize::new(Capabilities::default().removals)),
             spools: Spools::new(None, SPOOLS, LARGEST),
         }
     }
@@ -67,6 +70,11 @@ impl Memory {
         self.listed.store(listed, Ordering::Relaxed);
     }
 
+    /// Sets how many objects to remove with one call from now on.
+    pub fn set_removals(&self, removals: usize) {
+        self.removals.store(removals, Ordering::Relaxed);
+    }
+
     fn objects(&self) -> MutexGuard<'_, BTreeMap<String, Object>> {
         self.objects.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -86,7 +94,8 @@ fn missing(action: &'static str, name: &str) -> Error {
 
 impl Storage for Memory {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { lanes: LANES, ..Capabilities::default() }
+        let removals = self.removals.load(Ordering::Relaxed);
+        Capabilities { lanes: LANES, removals, ..Capabilities::default() }
     }
 
     fn spool(&self, name: &str, run: Uuid) -> Result<Spool, Error> {

@@ -22,7 +22,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -464,9 +463,7 @@ impl Storage for WebdavStorage {
         let is_open = !self.address.tls && !self.address.is_loopback();
         let known = [(self.server.is_exposed(), exposed), (is_open, open)];
         Capabilities {
-            directory: None,
             lanes: self.server.lanes(),
-            lag: Duration::ZERO,
             shortcomings: known.iter().filter(|(is_so, _)| *is_so).map(|(_, words)| *words).collect(),
             ..Capabilities::default()
         }
