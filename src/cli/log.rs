@@ -17,6 +17,7 @@ use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
 use super::exit::{self, Usage};
+use super::version::VERSION;
 
 /// The variable with the level.
 const LEVEL: &str = "BRACKFS_LOG";
@@ -58,7 +59,7 @@ fn level(text: Option<&str>, given: bool) -> Result<LevelFilter, Usage> {
 /// Runs a command, and logs its start and end.
 pub(super) fn around(name: &str, run: impl FnOnce() -> Result<ExitCode>) -> Result<ExitCode> {
     let start = Instant::now();
-    info!(version = env!("CARGO_PKG_VERSION"), process = std::process::id(), "{name} started");
+    info!(version = VERSION, process = std::process::id(), "{name} started");
     let result = run();
     let milliseconds = start.elapsed().as_millis();
     match &result {

@@ -14,6 +14,7 @@
 //! - [`output`]: lines on standard output and standard error
 //! - [`exit`]: from errors to exit codes
 //! - [`log`]: the log for bug reports
+//! - [`version`]: the text of `--version`
 //! - [`process`]: limits and signal handlers at startup
 //! - [`mount_helper`]: the program under the name `mount.brackfs`, called by mount(8)
 //! - [`manual`]: text of manual pages that clap does not generate
@@ -58,6 +59,7 @@ mod status;
 mod terminal;
 mod ticker;
 mod umount;
+mod version;
 mod versions;
 
 use std::ffi::OsString;
@@ -75,7 +77,7 @@ use crate::failure::FailureKind;
 /// A machine needs only a public key to back itself up. With the secret key, the owner can mount any snapshot, browse it,
 /// and copy files out. Every byte is decrypted and verified when it is read.
 #[derive(Debug, Parser)]
-#[command(name = "brackfs", version, propagate_version = true, max_term_width = 100)]
+#[command(name = "brackfs", version = version::VERSION, long_version = version::long(), propagate_version = true, max_term_width = 100)]
 #[command(after_help = "\
 Examples:
   brackfs key generate --output owner.key          make the owner's key; keep it off the machine
