@@ -113,7 +113,8 @@ fn the_crate_has_what_a_build_needs_and_no_more() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let list = String::from_utf8(output.stdout).unwrap();
     let files: Vec<_> = list.lines().collect();
-    for needed in ["build.rs", "Cargo.lock", "src/main.rs", "src/repository/FORMAT.txt", "man/brackfs.1", "LICENSE-MIT"] {
+    for needed in ["build.rs", "Cargo.lock", "src/main.rs", "src/repository/FORMAT.txt", "man/brackfs.1", "LICENSE-MIT"]
+    {
         assert!(files.contains(&needed), "{needed} is not in {list}");
     }
     assert!(!files.iter().any(|file| file.starts_with("tests/") || file.starts_with("scripts/")), "{list}");

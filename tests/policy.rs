@@ -19,7 +19,7 @@ use brackfs::retention::{
 };
 use common::ordeal::{Random, rounds};
 use jiff::tz::TimeZone;
-use jiff::{Timestamp, Zoned};
+use jiff::{Timestamp, ZonedDateTime};
 use serde_json::{Value, json};
 
 const CASES: usize = 1_000;
@@ -181,10 +181,10 @@ impl Case {
     }
 
     /// The local times of snapshots, in the order in which they were made.
-    fn local_times(&self) -> Vec<Zoned> {
+    fn local_times(&self) -> Vec<ZonedDateTime> {
         let zone = TimeZone::get(self.zone).unwrap();
         let seconds = self.snapshots.iter().filter_map(|snapshot| name::parse_time(&snapshot.name.time));
-        seconds.map(|seconds| Timestamp::from_second(seconds).unwrap().to_zoned(zone.clone())).collect()
+        seconds.map(|seconds| Timestamp::from_second(seconds).unwrap().to_zoned_datetime(zone.clone())).collect()
     }
 }
 

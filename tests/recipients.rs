@@ -83,7 +83,7 @@ fn moment(days: i64) -> String {
 
 fn seconds_since(moment: &str) -> i64 {
     let then = jiff::civil::DateTime::strptime("%Y%m%dT%H%M%S!", moment).unwrap();
-    let then = then.to_zoned(jiff::tz::TimeZone::UTC).unwrap().timestamp();
+    let then = then.to_zoned_datetime(jiff::tz::TimeZone::UTC).unwrap().timestamp();
     jiff::Timestamp::now().duration_since(then).as_secs()
 }
 

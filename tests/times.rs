@@ -92,7 +92,8 @@ fn listed_times_select_snapshots() {
     assert!(text.contains(time), "{text}");
     let (date, rest) = time.split_once('T').unwrap();
     let clock = rest.trim_end_matches('Z');
-    let local = time.parse::<jiff::Timestamp>().unwrap().to_zoned(jiff::tz::TimeZone::fixed(jiff::tz::offset(2)));
+    let local =
+        time.parse::<jiff::Timestamp>().unwrap().to_zoned_datetime(jiff::tz::TimeZone::fixed(jiff::tz::offset(2)));
     let local = local.strftime("%Y-%m-%dT%H:%M:%S%:z").to_string();
     let words = [
         time.to_owned(),

@@ -95,7 +95,7 @@ fn name_of(fields: &[i64], seconds_east: i64) -> Option<String> {
         field(5, 0).try_into().ok()?,
         0,
     );
-    let time = date.ok()?.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp().as_second();
+    let time = date.ok()?.to_zoned_datetime(jiff::tz::TimeZone::UTC).ok()?.timestamp().as_second();
     let mut name = name::time(time - seconds_east);
     // 20261120T14, then two digits each for minutes and seconds.
     name.truncate(11 + 2 * fields.len().saturating_sub(4));

@@ -79,7 +79,7 @@ pub(super) fn clock(time: Duration) -> String {
 
 /// Parses a date, or a date and time, in UTC unless it has an offset.
 pub(super) fn parse_time(text: &str) -> Result<Timestamp, String> {
-    let utc = || text.parse::<jiff::civil::DateTime>().ok()?.to_zoned(jiff::tz::TimeZone::UTC).ok();
+    let utc = || text.parse::<jiff::civil::DateTime>().ok()?.to_zoned_datetime(jiff::tz::TimeZone::UTC).ok();
     let time = text.parse().ok().or_else(|| utc().map(|zoned| zoned.timestamp()));
     let time: jiff::Timestamp =
         time.ok_or("not a time; write 2026-11-20 or 2026-11-20T14:52, in UTC or with an offset such as +01:00")?;

@@ -244,7 +244,7 @@ pub fn time(seconds: i64) -> String {
 /// Parses a time in a snapshot's name to seconds since 1970. `None` if there is no such date.
 pub fn parse_time(text: &str) -> Option<i64> {
     let time = jiff::civil::DateTime::strptime("%Y%m%dT%H%M%SZ", text).ok()?;
-    Some(time.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp().as_second())
+    Some(time.to_zoned_datetime(jiff::tz::TimeZone::UTC).ok()?.timestamp().as_second())
 }
 
 impl SnapshotName {

@@ -3,7 +3,7 @@
 use std::fmt::{self, Display, Formatter};
 use std::str::FromStr;
 
-use jiff::{Span, SpanFieldwise, Timestamp, Zoned};
+use jiff::{Span, SpanFieldwise, Timestamp, ZonedDateTime};
 
 /// A span of years, months, weeks, days and hours, such as `1y2m3d4h`. Always longer than nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,7 +13,7 @@ const EXAMPLE: &str = "write numbers with y, m (months), w, d or h, such as 1y6m
 
 impl Age {
     /// Subtracts this age in the calendar of the time's zone. `None` if the result is too long ago to have a date.
-    pub(super) fn before(&self, time: &Zoned) -> Option<Timestamp> {
+    pub(super) fn before(&self, time: &ZonedDateTime) -> Option<Timestamp> {
         Some(time.checked_sub(self.0.0).ok()?.timestamp())
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display, Formatter};
 
-use jiff::Zoned;
+use jiff::ZonedDateTime;
 
 /// A kind of period.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,7 +27,7 @@ impl Period {
         [Period::Hour, Period::Day, Period::Week, Period::Month, Period::Quarter, Period::Year];
 
     /// Numbers that are equal for two times if both are in the same period.
-    pub(super) fn key(self, time: &Zoned) -> [i32; 4] {
+    pub(super) fn key(self, time: &ZonedDateTime) -> [i32; 4] {
         let (year, month) = (time.year().into(), i32::from(time.month()));
         match self {
             Period::Hour => [year, time.day_of_year().into(), time.hour().into(), time.offset().seconds()],

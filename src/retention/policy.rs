@@ -6,7 +6,7 @@ use std::fmt::{self, Display, Formatter};
 use std::str::FromStr;
 
 use jiff::tz::TimeZone;
-use jiff::{SignedDuration, Timestamp, Zoned};
+use jiff::{SignedDuration, Timestamp, ZonedDateTime};
 
 use super::age::Age;
 use super::error::Error;
@@ -164,7 +164,7 @@ pub struct Calendar {
 
 impl Calendar {
     /// Returns the local time of a snapshot that counts, or why it does not.
-    fn date(&self, snapshot: &Snapshot) -> Result<Zoned, Reason> {
+    fn date(&self, snapshot: &Snapshot) -> Result<ZonedDateTime, Reason> {
         match snapshot.state {
             State::There => {}
             State::NeverWritten => return Err(Reason::NeverWritten),
@@ -175,14 +175,14 @@ impl Calendar {
         if time.duration_since(self.now) > FUTURE_TOLERANCE {
             return Err(Reason::Future);
         }
-        Ok(time.to_zoned(self.zone.clone()))
+        Ok(time.to_zoned_datetime(self.zone.clone()))
     }
 }
 
 /// A snapshot that counts.
 struct Counted {
     snapshot: Snapshot,
-    time: Zoned,
+    time: ZonedDateTime,
     reasons: Vec<Reason>,
 }
 
@@ -276,7 +276,7 @@ impl Rule {
 
 /// Returns for each period the position of its snapshot with the latest time. The periods are sorted like the snapshots.
 fn latest_of_each<'c>(period: Period, snapshots: impl Iterator<Item = (usize, &'c Counted)>) -> Vec<usize> {
-    let mut latest: Vec<(usize, &Zoned)> = Vec::new();
+    let mut latest: Vec<(usize, &ZonedDateTime)> = Vec::new();
     let mut places: HashMap<[i32; 4], usize> = HashMap::new();
     for (at, Counted { time, .. }) in snapshots {
         match places.entry(period.key(time)) {
