@@ -6,7 +6,8 @@
 //! A policy ([`retention`]) decides which snapshots stay.
 //! A read ([`reader`]) goes from a snapshot through trees to blocks, and verifies each; [`check`] is built on it.
 //! [`mount`], [`restore`], [`dump`](mod@dump) and [`history`] read snapshots of any format through the trait of
-//! [`archive`], which the reader implements. Engines report to a [`monitor`]; only [`cli`] prints.
+//! [`archive`], which the reader implements. An [`overview`] is the state of all
+//! configured backups. Engines report to a [`monitor`]; only [`cli`] prints.
 //!
 //! ## Layers
 //!
@@ -39,10 +40,11 @@
 //! | `dump` | `archive` `format` `monitor` `failure` |
 //! | `retention` | `archive` `session` `inventory` `catalog` `state` `repository` `format` `monitor` `failure` |
 //! | `config` | `backup` `prune` `retention` `storage` `quantity` `failure` |
-//! | `job` | `config` `backup` `prune` `retention` `session` `source` `state` `repository` `storage` `monitor` `sys` `failure` |
+//! | `job` | `config` `backup` `prune` `retention` `session` `source` `state` `repository` `storage` `format` `monitor` `sys` `failure` |
+//! | `overview` | `job` `config` `catalog` `state` `crypt` `format` `sys` |
 //! | `history` | `archive` `source` `format` `monitor` `failure` |
 //! | `check` | `archive` `reader` `repository` `source` `storage` `crypt` `format` `monitor` `failure` |
-//! | `cli` | `archive` `backup` `catalog` `check` `config` `crypt` `dump` `format` `history` `init` `inventory` `job` `sys` `monitor` `mount` `prune` `quantity` `reader` `repository` `restore` `retention` `session` `state` `storage` `failure` |
+//! | `cli` | `archive` `backup` `catalog` `check` `config` `crypt` `dump` `format` `history` `init` `inventory` `job` `sys` `monitor` `mount` `overview` `prune` `quantity` `reader` `repository` `restore` `retention` `session` `state` `storage` `failure` |
 //! <!-- /layers -->
 
 // Tests of targets remove objects without a session.
@@ -64,6 +66,7 @@ pub mod inventory;
 pub mod job;
 pub mod monitor;
 pub mod mount;
+pub mod overview;
 pub mod prune;
 pub mod quantity;
 pub mod reader;

@@ -129,6 +129,18 @@ fn a_certificate_that_expires_soon_is_reported_once_per_run() {
         assert!(run.stderr.contains("expires on 20") && run.stderr.contains("brackfs recipients update"), "{run}");
         assert!(!run.stderr.contains(&late.fingerprint), "{run}");
     }
+    let config = site.path().join("config.toml");
+    let text = format!(
+        "[target.nas]\nrepository = \"{}\"\n[source.a]\npaths = [\"{}\"]\nto = [\"nas\"]\n",
+        site.repo().display(),
+        site.source().display()
+    );
+    fs::write(&config, text).unwrap();
+    fs::set_permissions(&config, fs::Permissions::from_mode(0o644)).unwrap();
+    site.brackfs(&["run".as_ref(), "--config".as_ref(), config.as_os_str()]).ok();
+    let status = site.brackfs(&["status".as_ref(), "--config".as_ref(), config.as_os_str()]).ok();
+    assert!(status.stdout.contains("the certificate of soon expires in 28 days"), "{status}");
+    assert!(!status.stdout.contains("certificate of late"), "{status}");
     soon.renew();
     update(&site, &soon.certificate()).ok();
     let run = site.backup(&[]).ok();

@@ -1,9 +1,10 @@
 //! `brackfs backup`
 
+use std::cell::Cell;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use serde_json::json;
@@ -11,6 +12,7 @@ use serde_json::json;
 use super::exit::{self, Usage};
 use super::global::Global;
 use super::output;
+use super::record::ByHand;
 use super::repository_arg::{RepositoryArg, ResolvedRepository, Use};
 use super::show::{name_time, parse_time, rate, size};
 use super::signals::stop_on_signals;
@@ -21,6 +23,7 @@ use crate::backup::{
 use crate::catalog::stats::ComparedFields;
 use crate::failure::FailureKind;
 use crate::format::{Timestamp, name};
+use crate::job::{Counts, Step, backup_outcome};
 use crate::monitor::count;
 use crate::quantity::{parse_duration, parse_percent, parse_size};
 use crate::session::EarlyRuns;
@@ -281,9 +284,11 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let monitor = global.monitor(args.json);
     let stop = stop_on_signals()?;
     let state = global.state()?;
+    let (begun, opened) = (Instant::now(), Cell::new(None));
     let open = || {
         let ahead = options.policy.early.map(|runs| runs.reads()).unwrap_or_default();
         let repository = place.open(Use::Command, global, ahead)?;
+        opened.set(Some(repository.id()));
         monitor.start();
         anyhow::Ok(repository)
     };
@@ -294,6 +299,19 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     };
     monitor.finish();
     let summary = result?;
+    // An import of an older backup does not make the source's backups fresh.
+    if !args.dry_run && args.time.is_none() {
+        let step = ByHand {
+            step: Step::Backup,
+            source: Some(&summary.source),
+            target: place.target.as_deref(),
+            repository: opened.get(),
+            outcome: backup_outcome(&summary, size),
+            counts: Some(Counts::from(&summary)),
+            begun,
+        };
+        step.record(global, &monitor);
+    }
     if args.json {
         output::result(as_json(&summary))?;
     } else if !global.quiet && (is_interactive() || global.verbose || args.dry_run) {

@@ -1,6 +1,7 @@
 //! `brackfs check`
 
 use std::process::ExitCode;
+use std::time::Instant;
 
 use anyhow::Result;
 use serde_json::json;
@@ -8,9 +9,11 @@ use serde_json::json;
 use super::global::Global;
 use super::output;
 use super::reader_args::ReaderArgs;
+use super::record::ByHand;
 use super::signals::stop_soon_on_signals;
 use super::terminal::is_interactive;
 use crate::check;
+use crate::job::{Failed, Outcome, Step};
 use crate::monitor::count;
 
 /// Default size of the cache in bytes. A check needs memory for all packs and chunks as well.
@@ -61,12 +64,29 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let monitor = global.monitor(args.json);
+    let target = args.reader.repository.resolve(global)?.target;
     let reader = args.reader.open(global, &monitor, CACHE)?;
+    let begun = Instant::now();
     let stop = stop_soon_on_signals()?;
     monitor.start();
     let result = check::check(&reader, args.read_data, &monitor, &stop);
     monitor.finish();
     let summary = result?;
+    let problems = count(summary.problems, "problem", "problems");
+    let step = ByHand {
+        step: Step::Check,
+        source: None,
+        target: target.as_deref(),
+        repository: Some(reader.repository().id()),
+        outcome: match (summary.problems, args.read_data) {
+            (0, true) => Outcome::Done("no problems; all data was read".into()),
+            (0, false) => Outcome::Done("no problems; data was not read".into()),
+            _ => Outcome::Failed(Failed::new(problems.clone())),
+        },
+        counts: None,
+        begun,
+    };
+    step.record(global, &monitor);
     if args.json {
         let object = json!({
             "message_type": "summary",
@@ -88,6 +108,6 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     }
     match summary.problems {
         0 => Ok(ExitCode::SUCCESS),
-        problems => anyhow::bail!("{}", count(problems, "problem", "problems")),
+        _ => anyhow::bail!("{problems}"),
     }
 }

@@ -127,6 +127,7 @@ pub fn exit_codes(command: &Command) -> Vec<(String, String)> {
         "run" => {
             "Done, but there were problems, such as files that could not be read or a source that lost most of its files; they were reported."
         }
+        "status" => "A backup was never completed.",
         "backup" => {
             "Done, but some source files could not be read consistently, packs of the repository are lost, or no snapshot was made because the source lost most of its files; all were reported."
         }
@@ -134,7 +135,12 @@ pub fn exit_codes(command: &Command) -> Vec<(String, String)> {
             "Done, but some source files could not be read consistently, packs of the repository are lost or damaged, or no snapshot was made because a source lost most of its files; all were reported."
         }
     };
-    let done = if is(command, &["check", "verify"]) { "Done, and no problems were found." } else { "Done." };
+    let done = match command.get_name() {
+        _ if is_of_config(command) => "Done.",
+        "check" | "verify" => "Done, and no problems were found.",
+        "status" => "All backups are fresh.",
+        _ => "Done.",
+    };
     let failed = match command.get_name() {
         "restore" => "Failed, or some entries could not be restored and were reported.",
         _ if is_of_config(command) => "Failed; standard error has the reason.",
@@ -143,6 +149,7 @@ pub fn exit_codes(command: &Command) -> Vec<(String, String)> {
         "find" => "Failed, or some data could not be read; it was reported, and the rest was searched.",
         "versions" => "Failed, no snapshot has the path, or some snapshots could not be read and were reported.",
         "diff" => "Failed, or some directories could not be read; they were reported, and the rest was compared.",
+        "status" => "A backup is too old, or the command failed.",
         "run" => "A step failed; standard error has the reason. If several failed, the code is that of the worst.",
         _ => "Failed; standard error has the reason.",
     };
@@ -151,10 +158,14 @@ pub fn exit_codes(command: &Command) -> Vec<(String, String)> {
         ("1", failed, true),
         (
             "2",
-            if is_of_config(command) { "Wrong usage, or a mistake in the configuration." } else { "Wrong usage." },
+            match command.get_name() {
+                _ if is_of_config(command) => "Wrong usage, or a mistake in the configuration.",
+                "status" => "The last try of a step failed, wrong usage, or a mistake in the configuration.",
+                _ => "Wrong usage.",
+            },
             true,
         ),
-        ("3", partly, root || may_prune || is(command, &["backup", "run"])),
+        ("3", partly, root || may_prune || is(command, &["backup", "run", "status"])),
         ("10", "The repository does not exist.", root || has(command, "repo") || is(command, &["run"])),
         (
             "11",
@@ -214,7 +225,17 @@ pub fn environment(command: &Command, commands: &[Command]) -> Vec<(String, Stri
         (
             "XDG_CONFIG_HOME",
             "The parent of the directory of the configuration, except for root; see\n.BR \\-\\-config .",
-            root || is_of_config(command) || has(command, "repo") || is(command, &["run"]),
+            root || is_of_config(command) || has(command, "repo") || is(command, &["run", "status"]),
+        ),
+        (
+            "NO_COLOR",
+            "If it is set and not empty, the output has no colors.",
+            is(command, &["status"]),
+        ),
+        (
+            "LC_ALL, LC_CTYPE, LANG",
+            "The first of these that is set decides whether marks other than those of ASCII are printed: if it names UTF\\-8.",
+            is(command, &["status"]),
         ),
         (
             "XDG_STATE_HOME",
@@ -235,7 +256,8 @@ pub fn related(command: &Command) -> &'static [&'static str] {
     match command.get_name() {
         _ if is_of_config(command) => &["config-init", "config-check", "config-show", "run"],
         "init" | "generate" | "backup" => &["key-generate", "init", "backup", "snapshots", "check"],
-        "run" => &["config-check", "backup", "forget", "prune"],
+        "run" => &["status", "config-check", "backup", "forget", "prune"],
+        "status" => &["run", "snapshots", "stats", "check", "recipients-update"],
         "umount" => &["mount"],
         "forget" | "hold" | "release" | "prune" | "stats" => {
             &["snapshots", "forget", "hold", "release", "prune", "stats", "check"]
@@ -256,6 +278,7 @@ pub fn further(command: &Command) -> &'static [(&'static str, &'static str)] {
             &[("fusermount3", "1"), ("mount.brackfs", "8"), ("mount.fuse3", "8"), TARGETS, ("brackfs-security", "7")]
         }
         "run" => &[CONFIG, ("crontab", "5"), TARGETS, ("brackfs-security", "7")],
+        "status" => &[CONFIG],
         "umount" => &[("fusermount3", "1"), ("umount", "8")],
         "check" => &[("b3sum", "1"), ("brackfs-format", "5"), TARGETS, ("brackfs-security", "7")],
         "generate" => &[("gpg", "1"), ("brackfs-security", "7")],

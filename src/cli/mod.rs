@@ -8,9 +8,10 @@
 //! - [`passphrase`]: passphrases from the environment or the terminal
 //! - [`signals`]: ending on signals
 //! - [`memory`]: default cache sizes
-//! - [`terminal`]: problems and progress of a run; [`status`] formats the progress, [`ticker`] calls it
+//! - [`terminal`]: problems and progress of a run; [`progress`] formats the progress, [`ticker`] calls it
 //! - [`entry`]: entries of snapshots, as text and as JSON
 //! - [`show`]: sizes, times and modes as text
+//! - [`overview`]: the state of all backups as text; [`record`]: steps made by hand
 //! - [`output`]: lines on standard output and standard error
 //! - [`exit`]: from errors to exit codes
 //! - [`log`]: the log for bug reports
@@ -43,11 +44,14 @@ mod mount;
 mod mount_helper;
 mod mount_log;
 mod output;
+mod overview;
 mod passphrase;
 mod process;
+mod progress;
 mod prune;
 mod reader_args;
 mod recipients;
+mod record;
 mod repository_arg;
 mod restore;
 mod run;
@@ -103,6 +107,7 @@ enum Command {
     Init(init::Args),
     Backup(Box<backup::Args>),
     Run(run::Args),
+    Status(status::Args),
     Snapshots(snapshots::Args),
     Ls(ls::Args),
     Find(find::Args),
@@ -204,6 +209,7 @@ impl Command {
             Command::Init(_) => "init",
             Command::Backup(_) => "backup",
             Command::Run(_) => "run",
+            Command::Status(_) => "status",
             Command::Snapshots(_) => "snapshots",
             Command::Ls(_) => "ls",
             Command::Find(_) => "find",
@@ -232,7 +238,8 @@ impl Command {
     fn prints(&self) -> bool {
         matches!(
             self,
-            Command::Snapshots(_)
+            Command::Status(_)
+                | Command::Snapshots(_)
                 | Command::Ls(_)
                 | Command::Find(_)
                 | Command::Versions(_)
@@ -250,6 +257,7 @@ fn run(command: Command, global: &Global) -> anyhow::Result<ExitCode> {
         Command::Init(args) => init::run(&args, global),
         Command::Backup(args) => run_in_thread(|| backup::run(&args, global)),
         Command::Run(args) => run_in_thread(|| run::run(&args, global)),
+        Command::Status(args) => status::run(&args, global),
         Command::Snapshots(args) => run_in_thread(|| snapshots::run(&args, global)),
         Command::Ls(args) => run_in_thread(|| ls::run(&args, global)),
         Command::Find(args) => run_in_thread(|| find::run(&args, global)),

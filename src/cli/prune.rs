@@ -1,18 +1,20 @@
 //! `brackfs prune`
 
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use serde_json::json;
 
 use super::global::Global;
 use super::output;
-use super::repository_arg::RepositoryArg;
+use super::record::ByHand;
+use super::repository_arg::{RepositoryArg, Use};
 use super::show::{parse_time, size};
 use super::signals::stop_on_signals;
 use super::terminal::is_interactive;
 use crate::format::Timestamp;
+use crate::job::{Step, prune_outcome};
 use crate::monitor::count;
 use crate::prune::{self, Options, Summary};
 use crate::quantity::{parse_duration, parse_percent, parse_size};
@@ -141,17 +143,30 @@ pub(super) struct Run {
 
 /// Prunes and prints the result.
 pub(super) fn prune_as(repository: &RepositoryArg, limits: &Limits, args: &Run, global: &Global) -> Result<ExitCode> {
-    let repository = repository.open(global)?;
+    let place = repository.resolve(global)?;
+    let repository = place.open(Use::Command, global, Vec::new())?;
     let state = RepositoryState::new(&global.state()?, repository.id());
     let (monitor, stop) = (global.monitor(args.json), stop_on_signals()?);
     let options = limits.options();
     let summary = if args.dry_run {
         prune::predict(&repository, &state, &options, &monitor, &stop)?
     } else {
+        let begun = Instant::now();
         monitor.start();
         let result = prune::prune(&repository, &state, &options, args.wait_lock, &monitor, &stop);
         monitor.finish();
-        result?
+        let summary = result?;
+        let step = ByHand {
+            step: Step::Prune,
+            source: None,
+            target: place.target.as_deref(),
+            repository: Some(repository.id()),
+            outcome: prune_outcome(&summary, size),
+            counts: None,
+            begun,
+        };
+        step.record(global, &monitor);
+        summary
     };
     if args.json {
         output::result(json!({

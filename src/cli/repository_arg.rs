@@ -159,19 +159,18 @@ pub(super) enum Use {
 impl RepositoryArg {
     /// Finds the repository that is meant: the given one, or a target of the configuration.
     pub(super) fn resolve(&self, global: &Global) -> Result<ResolvedRepository> {
-        let (location, rates) = match &self.location {
-            None => {
-                let target = only_target(global)?;
-                (target.location, target.rates)
-            }
-            Some(given) => match target_called(given, global)? {
-                Some(target) => (target.location, target.rates),
-                None => (given.clone(), Rates::default()),
-            },
+        let target = match &self.location {
+            None => Some(only_target(global)?),
+            Some(given) => target_called(given, global)?,
+        };
+        let (target, location, rates) = match (target, &self.location) {
+            (Some(target), _) => (Some(target.name), target.location, target.rates),
+            (None, Some(given)) => (None, given.clone(), Rates::default()),
+            (None, None) => return Err(Usage(WHICH.to_owned()).into()),
         };
         let TargetArgs { limit_upload, limit_download, .. } = self.target;
         let rates = Rates { upload: limit_upload.or(rates.upload), download: limit_download.or(rates.download) };
-        Ok(ResolvedRepository { location: self.target.locate(&location, global), rates })
+        Ok(ResolvedRepository { target, location: self.target.locate(&location, global), rates })
     }
 
     /// Opens the repository. This waits for nothing; later operations wait for a target that is away.
@@ -211,6 +210,8 @@ fn only_target(global: &Global) -> Result<TargetConfig> {
 
 /// A repository and how to reach it.
 pub(super) struct ResolvedRepository {
+    /// The name of the target, if it is a configured one.
+    pub(super) target: Option<String>,
     /// The location with the options for it.
     pub(super) location: Location,
     rates: Rates,
@@ -219,13 +220,17 @@ pub(super) struct ResolvedRepository {
 impl ResolvedRepository {
     /// The repository of a configured target.
     pub(super) fn of(target: &TargetConfig, global: &Global) -> Self {
-        ResolvedRepository { location: with_spool(target.location.clone(), global), rates: target.rates }
+        ResolvedRepository {
+            target: Some(target.name.clone()),
+            location: with_spool(target.location.clone(), global),
+            rates: target.rates,
+        }
     }
 
     /// Opens the repository. This waits for nothing; later operations wait for a target that is away. The reads `ahead` begin
     /// at once.
     pub(super) fn open(&self, usage: Use, global: &Global, ahead: Vec<Ahead>) -> Result<Repository> {
-        let ResolvedRepository { location, rates } = self;
+        let ResolvedRepository { location, rates, .. } = self;
         let policy = policy(usage, location.is_remote());
         let (shown, is_silent) = (location.to_string(), global.quiet);
         let wrap = |storage: Box<dyn Storage>| -> Box<dyn Storage> {

@@ -1,5 +1,6 @@
 //! `brackfs run`
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::process::ExitCode;
 
@@ -10,12 +11,13 @@ use serde_json::json;
 use super::exit::{self, Usage};
 use super::global::Global;
 use super::output;
+use super::record;
 use super::repository_arg::{ResolvedRepository, Use};
 use super::show;
 use super::signals::stop_on_signals;
 use super::terminal::is_interactive;
 use crate::config::{SourceConfig, TargetConfig};
-use crate::job::{Caller, Environment, Failed, Job, Journal, Row, Step, ping, worst, write_metrics};
+use crate::job::{Caller, Environment, Failed, Job, Journal, Row, Step, ping, worst};
 use crate::monitor::Monitor;
 use crate::repository::Repository;
 use crate::storage::{Ahead, Location};
@@ -147,7 +149,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         None
     });
     let program = Program { global, json: args.json, monitor: &monitor };
-    let environment = Environment { state: &state, journal: journal.as_ref(), caller: &program, stop: &stop };
+    let environment = Environment::new(&state, journal.as_ref(), &program, &stop);
     let job = Job {
         config: &config,
         sources,
@@ -156,9 +158,12 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         force: args.force,
         dry_run: args.dry_run,
     };
+    let is_unreachable = Cell::new(false);
     let tell = |end: &str, body: Option<&str>| {
         if let Some(url) = config.report.ping.as_ref().map(|ping| &ping.url).filter(|_| !args.dry_run)
             && let Err(why) = ping(url, end, body)
+            // Once is enough.
+            && !is_unreachable.replace(true)
         {
             monitor.note(&format!("cannot ping the URL of the report: {why}"));
         }
@@ -166,12 +171,11 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     tell("start", None);
     let rows = job.run(&environment);
     let code = worst(rows.iter().filter_map(|row| row.outcome.failure())).map_or(0, exit::code);
-    if let (Some(path), Some(journal), false) = (&config.report.metrics, &journal, args.dry_run) {
-        let latest = journal.latest().map_err(anyhow::Error::from);
-        let written = latest.and_then(|latest| Ok(write_metrics(path, &latest, code)?));
-        if let Err(error) = written {
-            monitor.note(&format!("cannot write metrics to {}: {}", path.display(), exit::text(&error)));
+    if let Some(journal) = journal.as_ref().filter(|_| !args.dry_run) {
+        if let Err(error) = journal.end_run(code) {
+            monitor.note(&error.to_string());
         }
+        record::write_metrics(&config, &state, journal, &monitor);
     }
     let summary = config.report.ping.as_ref().is_some_and(|ping| ping.send_summary).then(|| lines(&rows).join("\n"));
     tell(&code.to_string(), summary.as_deref());
@@ -194,7 +198,7 @@ fn as_json(row: &Row) -> serde_json::Value {
         "step": row.step.name(),
         "source": row.source,
         "target": row.target,
-        "outcome": row.outcome.word(),
+        "outcome": row.outcome.ending().name(),
         "message": row.outcome.to_string(),
         "seconds": row.duration.as_secs_f64(),
     })
@@ -209,7 +213,7 @@ fn lines(rows: &[Row]) -> Vec<String> {
     };
     let width = rows.iter().map(|row| what(row).chars().count()).max().unwrap_or(0);
     let line = |row: &Row| {
-        let (step, what, word) = (row.step.name(), what(row), row.outcome.word());
+        let (step, what, word) = (row.step.name(), what(row), row.outcome.ending().name());
         let line = format!("{word:<8}  {step:<6}  {what:<width$}  {}", row.outcome);
         show::printable(line.trim_end()).into_owned()
     };

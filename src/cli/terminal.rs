@@ -9,9 +9,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
 use super::output;
+use super::progress::Status;
 use super::show::{self, printable};
 use super::signals::INTERRUPTED;
-use super::status::Status;
 use super::ticker::{Tick, Ticker};
 use crate::failure::worded;
 use crate::monitor::{Monitor, Progress};

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::str::FromStr;
+use std::time::Duration;
 
 use super::place::{Mistakes, Place, suggestion};
 use super::settings::{Settings, Used, absolute};
@@ -25,6 +26,8 @@ pub struct SourceConfig {
     pub keep: Option<Policy>,
     /// When it is skipped.
     pub conditions: Conditions,
+    /// The age up to which a backup is fresh.
+    pub max_age: Duration,
     /// The settings of the files.
     pub used: Vec<Used>,
 }
@@ -46,7 +49,7 @@ impl SourceConfig {
         let mut settings = Settings::new(what, tables, mistakes);
         inherited.iter().for_each(|value| settings.note_use("exclude-also", value));
         let mut options = Options::default();
-        let (to, keep, conditions) = shared(&mut settings, &mut options, targets);
+        let (to, keep, conditions, max_age) = shared(&mut settings, &mut options, targets);
         options.selection.source = Some(name.to_owned());
         options.selection.exclude.extend(super::value::texts(&inherited));
         settings.accept("inherit");
@@ -58,7 +61,7 @@ impl SourceConfig {
         let used = settings.end();
         content?;
         let to = to.filter(|_| is_right);
-        Some(SourceConfig { name: name.to_owned(), to: to?, options, keep, conditions, used })
+        Some(SourceConfig { name: name.to_owned(), to: to?, options, keep, conditions, max_age, used })
     }
 
     /// Notes the mistakes of `[defaults]`.
@@ -79,7 +82,7 @@ fn shared(
     settings: &mut Settings<'_>,
     options: &mut Options,
     targets: &[&str],
-) -> (Option<Vec<String>>, Option<Policy>, Conditions) {
+) -> (Option<Vec<String>>, Option<Policy>, Conditions, Duration) {
     let Options { selection, reading, storing, policy } = options;
     let set = |to: &mut bool, from: Option<bool>| *to = from.unwrap_or(*to);
     let words = |settings: &mut Settings<'_>, key| {
@@ -107,7 +110,16 @@ fn shared(
     }
     policy.commit_interval = settings.quantity("commit-interval", parse_duration).unwrap_or(policy.commit_interval);
     policy.recheck = settings.quantity("recheck", parse_size).unwrap_or(policy.recheck);
-    (to(settings, targets), keep(settings), Conditions::read(settings))
+    let max_age = settings.quantity("max-age", age).unwrap_or(MAX_AGE);
+    (to(settings, targets), keep(settings), Conditions::read(settings), max_age)
+}
+
+/// The age up to which the backups of a source are fresh: a daily backup that is made at another hour is not late.
+const MAX_AGE: Duration = Duration::from_secs(36 * 60 * 60);
+
+fn age(text: &str) -> Result<Duration, String> {
+    let age = parse_duration(text)?;
+    if age.is_zero() { Err("must not be 0".to_owned()) } else { Ok(age) }
 }
 
 fn number(text: &str) -> Result<u32, &'static str> {

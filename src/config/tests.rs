@@ -296,6 +296,8 @@ fn what_every_backup_would_refuse_is_a_mistake() {
             "paths = [\"/\"]\nguard = { max-shrink = 0.5 }\n".to_owned(),
             "6:24: guard.max-shrink: expected a string",
         ),
+        ("a", "paths = [\"/\"]\nmax-age = 0\n".to_owned(), "6:11: max-age: must not be 0"),
+        ("a", "paths = [\"/\"]\nmax-age = \"soon\"\n".to_owned(), "6:11: max-age: not a duration"),
         ("a", "paths = [\"/\"]\nallow-empty = true\n".to_owned(), "6:15: allow-empty: belongs to a command"),
     ] {
         let said = source(name, &text);

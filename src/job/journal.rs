@@ -8,14 +8,15 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, ToSql, params};
 
-use super::outcome::{Counts, Row, Step};
+use super::outcome::{Counts, Ending, Row, Step};
+use crate::format::RepositoryId;
 
 /// The name of the file.
 const FILE: &str = "journal.sqlite";
-/// The schema version, in SQLite's `user_version`.
-const SCHEMA: i64 = 1;
+/// The schema version, in SQLite's `user_version`. Records of older ones, which were never released, are dropped.
+const SCHEMA: i64 = 2;
 /// How long another process may hold the journal.
 const BUSY: Duration = Duration::from_secs(10);
 /// How long entries are kept, in seconds: longer than a year, so that a year can be shown.
@@ -47,6 +48,41 @@ pub struct Journal {
     path: PathBuf,
 }
 
+/// A step of a source, of a target, or of both.
+#[derive(Debug, Clone, Copy)]
+pub struct Subject<'a> {
+    /// What it was.
+    pub step: Step,
+    /// The source, if it was of one.
+    pub source: Option<&'a str>,
+    /// The target, if it was on one.
+    pub target: Option<&'a str>,
+}
+
+/// A step that has ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Entry {
+    /// When it ended, in seconds since 1970.
+    pub ended: i64,
+    /// How long it took.
+    pub seconds: f64,
+    /// How it ended.
+    pub ending: Ending,
+    /// What was said about it.
+    pub message: String,
+    /// What a backup found and stored.
+    pub counts: Option<Counts>,
+}
+
+/// A run that has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EndedRun {
+    /// When it ended, in seconds since 1970.
+    pub ended: i64,
+    /// Its exit code.
+    pub code: u8,
+}
+
 impl Journal {
     /// Opens the journal in a state directory, or makes it.
     pub fn open(state: &Path) -> Result<Self, JournalError> {
@@ -62,13 +98,16 @@ impl Journal {
             }
             db.execute_batch(&format!(
                 "BEGIN IMMEDIATE;
-                CREATE TABLE IF NOT EXISTS steps (
+                DROP TABLE IF EXISTS steps;
+                DROP TABLE IF EXISTS runs;
+                CREATE TABLE steps (
                     id INTEGER PRIMARY KEY,
                     ended INTEGER NOT NULL,    -- seconds since 1970
                     seconds REAL NOT NULL,     -- how long it took
                     step TEXT NOT NULL,
                     source TEXT,
                     target TEXT,
+                    repository TEXT,           -- the id, if the target was opened
                     outcome TEXT NOT NULL,     -- done, problems, skipped or failed
                     message TEXT NOT NULL,
                     -- of a backup
@@ -77,7 +116,13 @@ impl Journal {
                     stored_bytes INTEGER,
                     problems INTEGER
                 ) STRICT;
-                CREATE INDEX IF NOT EXISTS by_what ON steps (step, target, source, ended);
+                CREATE INDEX by_what ON steps (step, target, source, ended);
+                CREATE INDEX by_repository ON steps (target, ended) WHERE repository IS NOT NULL;
+                CREATE TABLE runs (
+                    id INTEGER PRIMARY KEY,
+                    ended INTEGER NOT NULL,
+                    code INTEGER NOT NULL      -- the exit code
+                ) STRICT;
                 PRAGMA user_version = {SCHEMA};
                 COMMIT;"
             ))?;
@@ -105,19 +150,20 @@ impl Journal {
     pub fn add(&self, row: &Row) -> Result<(), JournalError> {
         let now = seconds(SystemTime::now());
         let add = || {
-            let Row { step, source, target, outcome, counts, duration } = row;
+            let Row { step, source, target, repository, outcome, counts, duration } = row;
             let count = |counter: fn(&Counts) -> u64| counts.as_ref().map(|counts| signed(counter(counts)));
             self.db.execute(
                 "INSERT INTO steps
-                    (ended, seconds, step, source, target, outcome, message, files, bytes, stored_bytes, problems)
-                    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    (ended, seconds, step, source, target, repository, outcome, message, files, bytes, stored_bytes, problems)
+                    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 params![
                     now,
                     duration.as_secs_f64(),
                     step.name(),
                     source,
                     target,
-                    outcome.word(),
+                    repository.map(|id| id.to_string()),
+                    outcome.ending().name(),
                     outcome.to_string(),
                     count(|counts| counts.files),
                     count(|counts| counts.bytes),
@@ -130,62 +176,66 @@ impl Journal {
         add().map(drop).map_err(|e| self.failed(e))
     }
 
-    /// The last try of each step that was not skipped.
-    pub fn latest(&self) -> Result<Vec<Latest>, JournalError> {
+    /// Adds a run that has just ended.
+    pub fn end_run(&self, code: u8) -> Result<(), JournalError> {
+        let now = seconds(SystemTime::now());
+        let add = || {
+            self.db.execute("INSERT INTO runs (ended, code) VALUES (?, ?)", params![now, code])?;
+            self.db.execute("DELETE FROM runs WHERE ended < ?", [now - KEPT])
+        };
+        add().map(drop).map_err(|e| self.failed(e))
+    }
+
+    /// The last run.
+    pub fn last_run(&self) -> Result<Option<EndedRun>, JournalError> {
+        let find = "SELECT ended, code FROM runs ORDER BY id DESC LIMIT 1";
+        let found = self.db.query_row(find, [], |row| Ok(EndedRun { ended: row.get(0)?, code: row.get(1)? }));
+        found.optional().map_err(|e| self.failed(e))
+    }
+
+    /// The last entry of a step that ended in one of these ways, up to the time `until`: a clock that was wrong for a while may
+    /// have left entries of the future.
+    pub fn last(&self, of: Subject<'_>, endings: &[Ending], until: i64) -> Result<Option<Entry>, JournalError> {
+        let names: Vec<_> = endings.iter().map(|ending| format!("'{}'", ending.name())).collect();
+        let which = format!("ended <= ? AND outcome IN ({}) ORDER BY ended DESC, id DESC LIMIT 1", names.join(", "));
+        Ok(self.entries(of, &which, &[&until])?.pop())
+    }
+
+    /// The entries of a step after the time `from` and up to `until`, oldest first.
+    pub fn between(&self, of: Subject<'_>, from: i64, until: i64) -> Result<Vec<Entry>, JournalError> {
+        self.entries(of, "ended > ? AND ended <= ? ORDER BY ended, id", &[&from, &until])
+    }
+
+    fn entries(&self, of: Subject<'_>, which: &str, values: &[&dyn ToSql]) -> Result<Vec<Entry>, JournalError> {
         let read = || {
-            let mut rows = self.db.prepare(
-                "SELECT *, (
-                    SELECT max(ended) FROM steps AS good
-                    WHERE good.step = steps.step AND good.target IS steps.target AND good.source IS steps.source
-                        AND outcome IN ('done', 'problems')
-                ) AS succeeded FROM steps
-                WHERE id IN (SELECT max(id) FROM steps WHERE outcome != 'skipped' GROUP BY step, source, target)
-                ORDER BY step, source, target",
-            )?;
-            rows.query_map([], latest_of)?.collect::<rusqlite::Result<Vec<_>>>()
+            let find = format!("SELECT * FROM steps WHERE step = ? AND target IS ? AND source IS ? AND {which}");
+            let mut statement = self.db.prepare_cached(&find)?;
+            let (step, subject): (_, [&dyn ToSql; 2]) = (of.step.name(), [&of.target, &of.source]);
+            let values: Vec<&dyn ToSql> =
+                [&step as &dyn ToSql].into_iter().chain(subject).chain(values.iter().copied()).collect();
+            statement.query_map(values.as_slice(), entry)?.collect::<rusqlite::Result<Vec<_>>>()
         };
         read().map_err(|e| self.failed(e))
     }
 
+    /// The repository that was last opened for a target.
+    pub fn repository(&self, target: &str) -> Result<Option<RepositoryId>, JournalError> {
+        let find =
+            "SELECT repository FROM steps WHERE target = ? AND repository IS NOT NULL ORDER BY ended DESC LIMIT 1";
+        let found = self.db.query_row(find, [target], |row| row.get::<_, String>(0)).optional();
+        Ok(found.map_err(|e| self.failed(e))?.and_then(|id| id.parse().ok()))
+    }
+
     /// Whether such a step was completed on a target within this time. A clock that was set back counts as no time.
     pub fn was_done(&self, step: Step, target: &str, within: Duration) -> Result<bool, JournalError> {
-        let newest: Option<i64> = self
-            .db
-            .query_row(
-                "SELECT max(ended) FROM steps WHERE step = ? AND target = ? AND outcome IN ('done', 'problems')",
-                params![step.name(), target],
-                |row| row.get(0),
-            )
-            .optional()
-            .map_err(|e| self.failed(e))?
-            .flatten();
-        let age = newest.map(|newest| seconds(SystemTime::now()) - newest);
+        let (now, of) = (seconds(SystemTime::now()), Subject { step, source: None, target: Some(target) });
+        let newest = self.last(of, &Ending::COMPLETED, i64::MAX)?;
+        let age = newest.map(|newest| now - newest.ended);
         Ok(age.is_some_and(|age| age >= 0 && (age as u64) < within.as_secs()))
     }
 }
 
-/// The last try of a step.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Latest {
-    /// The name of the step.
-    pub step: String,
-    /// The source, if it was of one.
-    pub source: Option<String>,
-    /// The target, if it was on one.
-    pub target: Option<String>,
-    /// When it ended, in seconds since 1970.
-    pub ended: i64,
-    /// When one was completed last.
-    pub succeeded: Option<i64>,
-    /// How long it took.
-    pub seconds: f64,
-    /// The word for what came of it.
-    pub outcome: String,
-    /// What a backup found and stored.
-    pub counts: Option<Counts>,
-}
-
-fn latest_of(row: &rusqlite::Row<'_>) -> rusqlite::Result<Latest> {
+fn entry(row: &rusqlite::Row<'_>) -> rusqlite::Result<Entry> {
     let number = |column: &str| Ok::<_, rusqlite::Error>(row.get::<_, Option<i64>>(column)?.map(i64::unsigned_abs));
     let counts = match (number("files")?, number("bytes")?, number("stored_bytes")?, number("problems")?) {
         (Some(files), Some(bytes), Some(stored_bytes), Some(problems)) => {
@@ -193,14 +243,11 @@ fn latest_of(row: &rusqlite::Row<'_>) -> rusqlite::Result<Latest> {
         }
         _ => None,
     };
-    Ok(Latest {
-        step: row.get("step")?,
-        source: row.get("source")?,
-        target: row.get("target")?,
+    Ok(Entry {
         ended: row.get("ended")?,
-        succeeded: row.get("succeeded")?,
         seconds: row.get("seconds")?,
-        outcome: row.get("outcome")?,
+        ending: Ending::named(&row.get::<_, String>("outcome")?),
+        message: row.get("message")?,
         counts,
     })
 }
@@ -237,6 +284,7 @@ mod tests {
             step: Step::Prune,
             source: None,
             target: Some("nas".into()),
+            repository: None,
             outcome,
             counts: None,
             duration: Duration::from_secs(1),
@@ -266,19 +314,39 @@ mod tests {
     }
 
     #[test]
-    fn the_last_try_and_the_last_success_are_known() {
+    fn the_last_entries_of_a_step_are_found() {
         let folder = tempfile::tempdir().unwrap();
         let journal = Journal::open(folder.path()).unwrap();
-        assert_eq!(journal.latest().unwrap(), []);
+        let of = |source| Subject { step: Step::Backup, source: Some(source), target: Some("nas") };
+        assert_eq!(journal.last(of("a"), &Ending::TRIED, i64::MAX).unwrap(), None);
         let counts = Some(Counts { files: 1, bytes: 2, stored_bytes: 3, problems: 4 });
         let backup = |source: &str, outcome| Row { step: Step::Backup, source: Some(source.into()), ..row(outcome) };
         journal.add(&Row { counts, ..backup("a", Outcome::Done("x".into())) }).unwrap();
-        journal.add(&backup("b", Outcome::Failed(Failed::new("x")))).unwrap();
+        journal.add(&backup("b", Outcome::Failed(Failed::new("why")))).unwrap();
         journal.add(&backup("a", Outcome::Skipped("x".into()))).unwrap();
-        let latest = journal.latest().unwrap();
-        let seen: Vec<_> = latest.iter().map(|it| (it.source.as_deref(), it.outcome.as_str(), it.counts)).collect();
-        assert_eq!(seen, [(Some("a"), "done", counts), (Some("b"), "failed", None)]);
-        assert!(latest[0].succeeded == Some(latest[0].ended) && latest[1].succeeded.is_none());
+        let last = |source, endings: &[Ending]| journal.last(of(source), endings, i64::MAX).unwrap();
+        let tried = last("a", &Ending::TRIED).unwrap();
+        assert_eq!((tried.ending, tried.counts), (Ending::Done, counts));
+        assert_eq!(last("a", &Ending::ALL).unwrap().ending, Ending::Skipped);
+        assert_eq!(last("b", &Ending::TRIED).unwrap().message, "why");
+        assert_eq!(last("b", &Ending::COMPLETED), None);
+        assert_eq!(journal.between(of("a"), tried.ended - 1, i64::MAX).unwrap().len(), 2);
+        assert_eq!(journal.between(of("a"), tried.ended + 9, i64::MAX).unwrap(), []);
+        // Entries of a clock that was ahead do not count.
+        assert_eq!(journal.last(of("a"), &Ending::ALL, tried.ended - 9).unwrap(), None);
+    }
+
+    #[test]
+    fn the_repository_of_a_target_and_the_code_of_the_last_run_are_known() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = Journal::open(folder.path()).unwrap();
+        assert_eq!((journal.repository("nas").unwrap(), journal.last_run().unwrap()), (None, None));
+        let repository = Some(RepositoryId::random());
+        journal.add(&Row { repository, ..row(Outcome::Done("x".into())) }).unwrap();
+        journal.add(&row(Outcome::Failed(Failed::new("x")))).unwrap();
+        assert_eq!((journal.repository("nas").unwrap(), journal.repository("usb").unwrap()), (repository, None));
+        [0, 10].iter().for_each(|code| journal.end_run(*code).unwrap());
+        assert_eq!(journal.last_run().unwrap().map(|run| run.code), Some(10));
     }
 
     #[test]

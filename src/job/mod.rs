@@ -11,7 +11,7 @@
 //! - [`outcome`]: the result of each step
 //! - [`conditions`]: whether a source or a target is to be used now
 //! - [`hooks`]: commands before and after backups
-//! - [`journal`]: the record of all steps; [`report`]: metrics, and pings of a URL
+//! - [`journal`]: the record of all steps; [`report`]: pings of a URL
 
 mod conditions;
 mod hooks;
@@ -20,7 +20,7 @@ mod outcome;
 mod report;
 mod steps;
 
-pub use journal::{Journal, JournalError, Latest};
-pub use outcome::{Counts, Failed, Outcome, Row, Step, worst};
-pub use report::{ping, write_metrics};
-pub use steps::{Caller, Environment, Job};
+pub use journal::{EndedRun, Entry, Journal, JournalError, Subject};
+pub use outcome::{Counts, Ending, Failed, Outcome, Row, Step, worst};
+pub use report::ping;
+pub use steps::{Caller, Environment, Job, backup_outcome, prune_outcome};

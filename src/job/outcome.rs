@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::backup::Summary;
 use crate::failure::{Failure, FailureKind, worded};
+use crate::format::RepositoryId;
 
 /// A kind of step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -17,6 +18,8 @@ pub enum Step {
     Forget,
     /// The removal of data that no snapshot of a target needs.
     Prune,
+    /// The verification of a target.
+    Check,
 }
 
 impl Step {
@@ -27,6 +30,7 @@ impl Step {
             Step::Backup => "backup",
             Step::Forget => "forget",
             Step::Prune => "prune",
+            Step::Check => "check",
         }
     }
 }
@@ -40,6 +44,8 @@ pub struct Row {
     pub source: Option<String>,
     /// The target, if it was on one.
     pub target: Option<String>,
+    /// The repository of the target, if it was opened.
+    pub repository: Option<RepositoryId>,
     /// What came of it.
     pub outcome: Outcome,
     /// What a backup found and stored.
@@ -79,6 +85,43 @@ pub enum Outcome {
     Skipped(String),
     /// It failed, or could not begin because of a failure.
     Failed(Failed),
+}
+
+/// How a step ended, as the journal keeps it. A later one tells more about what is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Ending {
+    /// It was not wanted.
+    Skipped,
+    /// It failed.
+    Failed,
+    /// It is done, but with problems.
+    Problems,
+    /// It is done.
+    Done,
+}
+
+impl Ending {
+    /// All of them.
+    pub const ALL: [Ending; 4] = [Ending::Skipped, Ending::Failed, Ending::Problems, Ending::Done];
+    /// Those of steps that were made.
+    pub const TRIED: [Ending; 3] = [Ending::Failed, Ending::Problems, Ending::Done];
+    /// Those of steps that are done.
+    pub const COMPLETED: [Ending; 2] = [Ending::Problems, Ending::Done];
+
+    /// One word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Ending::Done => "done",
+            Ending::Problems => "problems",
+            Ending::Skipped => "skipped",
+            Ending::Failed => "failed",
+        }
+    }
+
+    /// The ending of this name. What nobody writes is a failure.
+    pub(super) fn named(name: &str) -> Self {
+        Ending::ALL.into_iter().find(|ending| ending.name() == name).unwrap_or(Ending::Failed)
+    }
 }
 
 /// Why a step failed.
@@ -123,13 +166,13 @@ impl fmt::Display for Outcome {
 }
 
 impl Outcome {
-    /// One word for it.
-    pub fn word(&self) -> &'static str {
+    /// How it ended.
+    pub fn ending(&self) -> Ending {
         match self {
-            Outcome::Done(_) => "done",
-            Outcome::Partial(_) => "problems",
-            Outcome::Skipped(_) => "skipped",
-            Outcome::Failed(_) => "failed",
+            Outcome::Done(_) => Ending::Done,
+            Outcome::Partial(_) => Ending::Problems,
+            Outcome::Skipped(_) => Ending::Skipped,
+            Outcome::Failed(_) => Ending::Failed,
         }
     }
 

@@ -1,5 +1,6 @@
 //! The steps of a run, in their order.
 
+use std::cell::Cell;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use super::outcome::{Counts, Failed, Outcome, Row, Step};
 use crate::backup::{self, Options, Summary};
 use crate::config::{Config, Hook, Moment, OnFailure, SourceConfig, TargetConfig};
 use crate::failure::FailureKind;
+use crate::format::RepositoryId;
 use crate::monitor::{Monitor, count};
 use crate::prune;
 use crate::repository::Repository;
@@ -51,6 +53,21 @@ pub struct Environment<'a> {
     pub caller: &'a dyn Caller,
     /// When set, the run ends early.
     pub stop: &'a AtomicBool,
+    /// The repository that the step opened.
+    opened: Cell<Option<RepositoryId>>,
+}
+
+impl<'a> Environment<'a> {
+    /// An environment in which nothing was run yet.
+    pub fn new(state: &'a Path, journal: Option<&'a Journal>, caller: &'a dyn Caller, stop: &'a AtomicBool) -> Self {
+        Environment { state, journal, caller, stop, opened: Cell::default() }
+    }
+
+    fn open(&self, target: &TargetConfig, ahead: Vec<Ahead>) -> Result<Repository, Failed> {
+        let repository = self.caller.open(target, ahead)?;
+        self.opened.set(Some(repository.id()));
+        Ok(repository)
+    }
 }
 
 /// What a run needs from the program.
@@ -176,7 +193,8 @@ impl<'a> Run<'a> {
         begun: Instant,
     ) {
         let [source, target] = [source, target].map(|name| name.map(str::to_owned));
-        let row = Row { step, source, target, outcome, counts, duration: begun.elapsed() };
+        let repository = self.environment.opened.take();
+        let row = Row { step, source, target, repository, outcome, counts, duration: begun.elapsed() };
         if let Some(journal) = self.environment.journal.filter(|_| !self.job.dry_run)
             && let Err(error) = journal.add(&row)
         {
@@ -214,7 +232,7 @@ impl<'a> Run<'a> {
                 counts = Some(Counts::from(&summary));
                 let is_made = summary.snapshot.is_some() || job.dry_run && !summary.shrunk;
                 is_new = is_made && summary.lost_paths == 0;
-                Ok(outcome_of(&summary, environment))
+                Ok(backup_outcome(&summary, |bytes| environment.caller.size(bytes)))
             });
             self.note(Step::Backup, Some(&source.name), Some(name), outcome, counts, begun);
             if is_new {
@@ -240,7 +258,7 @@ impl<'a> Run<'a> {
                 if let Some(outcome) = obstacle(&target.conditions) {
                     return Ok(outcome);
                 }
-                let repository = environment.caller.open(target, Vec::new())?;
+                let repository = environment.open(target, Vec::new())?;
                 let state = RepositoryState::new(environment.state, repository.id());
                 let (stop, wait_lock) = (environment.stop, target.wait_lock);
                 let forgetting = retention::Scene { repository: &repository, state: &state, wait_lock, monitor, stop };
@@ -301,17 +319,14 @@ impl<'a> Run<'a> {
                     None => return Ok(Outcome::Skipped("it is not known whether it is due".into())),
                 }
             }
-            let repository = environment.caller.open(target, Vec::new())?;
+            let repository = environment.open(target, Vec::new())?;
             let state = RepositoryState::new(environment.state, repository.id());
             let options = &target.prune.options;
             let summary = match job.dry_run {
                 true => prune::predict(&repository, &state, options, monitor, environment.stop)?,
                 false => prune::prune(&repository, &state, options, target.wait_lock, monitor, environment.stop)?,
             };
-            let freed = environment.caller.size(summary.freed_bytes);
-            let pending = environment.caller.size(summary.pending_bytes);
-            let text = format!("{freed} freed, {pending} after the grace period");
-            Ok(if summary.damaged_packs > 0 { Outcome::Partial(text) } else { Outcome::Done(text) })
+            Ok(prune_outcome(&summary, |bytes| environment.caller.size(bytes)))
         });
     }
 
@@ -416,20 +431,20 @@ fn back_up(
     let identity = options.policy.daily_at.as_deref().filter(|_| !job.dry_run);
     options.policy.early = identity.and_then(|identity| EarlyRuns::at(environment.state, identity));
     let ahead = options.policy.early.map(|runs| runs.reads()).unwrap_or_default();
-    let open = || environment.caller.open(target, ahead);
+    let open = || environment.open(target, ahead);
     match options.may_skip_opening() && location.is_remote() {
         true => backup::back_up_if_changed(open, environment.state, &options, monitor, environment.stop),
         false => Ok(backup::back_up(&open()?, environment.state, &options, monitor, environment.stop)?),
     }
 }
 
-fn outcome_of(summary: &Summary, environment: &Environment<'_>) -> Outcome {
+/// What came of a backup. `size` formats a size in bytes.
+pub fn backup_outcome(summary: &Summary, size: impl Fn(u64) -> String) -> Outcome {
     if summary.shrunk {
         let message = "the source lost most of its files, so no snapshot was made".to_owned();
         return Outcome::Failed(Failed { kind: FailureKind::Partial, message });
     }
     let files = count(summary.files, "file", "files");
-    let size = |bytes| environment.caller.size(bytes);
     let text = match &summary.snapshot {
         Some(name) => {
             let (bytes, stored) = (size(summary.bytes), size(summary.data_bytes + summary.tree_bytes));
@@ -439,4 +454,11 @@ fn outcome_of(summary: &Summary, environment: &Environment<'_>) -> Outcome {
         None => format!("nothing changed in {files}"),
     };
     if summary.problems > 0 { Outcome::Partial(text) } else { Outcome::Done(text) }
+}
+
+/// What came of a prune. `size` formats a size in bytes.
+pub fn prune_outcome(summary: &prune::Summary, size: impl Fn(u64) -> String) -> Outcome {
+    let (freed, pending) = (size(summary.freed_bytes), size(summary.pending_bytes));
+    let text = format!("{freed} freed, {pending} after the grace period");
+    if summary.damaged_packs > 0 { Outcome::Partial(text) } else { Outcome::Done(text) }
 }

@@ -1,0 +1,279 @@
+//! `brackfs status`: the state of configured backups, without a target.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
+
+mod common;
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::Command;
+
+use common::{Run, Site, run};
+use rusqlite::Connection;
+use serde_json::Value;
+
+const DAY: i64 = 24 * 60 * 60;
+
+/// Two sources, `etc` and `home`, and a target `nas`.
+struct Machine {
+    site: Site,
+}
+
+impl Machine {
+    fn new() -> Self {
+        let site = Site::with_files(&[("etc/one", "one"), ("home/two", "two"), ("home/three", "three")]);
+        let machine = Machine { site };
+        let nas = machine.path("nas");
+        machine.site.brackfs(&["init", nas.to_str().unwrap(), "--no-encryption"]).ok();
+        machine.configure("");
+        machine
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.site.path().join(name)
+    }
+
+    /// Writes the configuration, with more keys for the source `home`, which is last.
+    fn configure(&self, more: &str) {
+        let [nas, source] = ["nas", "source"].map(|name| self.path(name).display().to_string());
+        let text = format!(
+            "[target.nas]\nrepository = \"{nas}\"\n[source.etc]\npaths = [\"{source}/etc\"]\nto = [\"nas\"]\n\
+             [source.home]\npaths = [\"{source}/home\"]\nto = [\"nas\"]\n{more}"
+        );
+        fs::write(self.path("config.toml"), text).unwrap();
+        fs::set_permissions(self.path("config.toml"), Permissions::from_mode(0o644)).unwrap();
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.site.command(arguments);
+        command.env("BRACKFS_CONFIG", self.path("config.toml")).env_remove("BRACKFS_REPOSITORY");
+        command.env("LC_ALL", "C").env("TZ", "UTC").env("COLUMNS", "80").env_remove("NO_COLOR");
+        command
+    }
+
+    fn brackfs(&self, arguments: &[&str]) -> Run {
+        run(self.command(arguments))
+    }
+
+    fn status(&self, code: i32) -> Value {
+        let run = self.brackfs(&["status", "--json"]).code(code);
+        assert_eq!(run.stderr, "");
+        let status: Value = serde_json::from_str(&run.stdout).unwrap();
+        assert_eq!(status["code"], code);
+        status
+    }
+
+    /// The states of all backups.
+    fn states(&self, code: i32) -> Vec<String> {
+        let status = self.status(code);
+        let backups = status["backups"].as_array().unwrap().iter();
+        backups.map(|it| ["source", "state"].map(|key| it[key].as_str().unwrap()).join(" ")).collect()
+    }
+
+    /// Changes the record of steps.
+    fn alter(&self, sql: &str) {
+        let db = Connection::open(self.site.state().join("journal.sqlite")).unwrap();
+        db.execute_batch(sql).unwrap();
+    }
+
+    /// The number of recorded steps of a kind.
+    fn recorded(&self, step: &str) -> i64 {
+        let db = Connection::open(self.site.state().join("journal.sqlite")).unwrap();
+        db.query_row("SELECT count(*) FROM steps WHERE step = ?", [step], |row| row.get(0)).unwrap()
+    }
+}
+
+#[test]
+fn the_code_is_of_the_worst_backup_and_no_target_is_opened() {
+    let machine = Machine::new();
+    assert_eq!(machine.states(3), ["etc never", "home never"]);
+    assert!(!machine.site.state().join("journal.sqlite").exists());
+    machine.brackfs(&["run", "etc"]).ok();
+    assert_eq!(machine.states(3), ["etc ok", "home never"]);
+    machine.brackfs(&["run"]).ok();
+    fs::rename(machine.path("nas"), machine.path("gone")).unwrap();
+    assert_eq!(machine.states(0), ["etc ok", "home ok"]);
+    let status = machine.status(0);
+    assert_eq!((&status["backups"][0]["snapshots"], &status["backups"][1]["snapshots"]), (&2.into(), &1.into()));
+    assert_eq!(status["backups"][1]["last_success"]["files"], 2);
+    assert!(status["targets"][0]["stored_bytes"].as_u64().unwrap() > 0);
+    assert_eq!(status["last_run"]["code"], 0);
+    // A backup that is too old is worse than one that was never made, and a failure is worse than both.
+    machine.alter(&format!("UPDATE steps SET ended = ended - 2 * {DAY} WHERE source = 'etc'"));
+    assert_eq!(machine.states(1), ["etc LATE", "home ok"]);
+    machine.alter("DELETE FROM steps WHERE source = 'home'");
+    assert_eq!(machine.states(1), ["etc LATE", "home never"]);
+    machine.brackfs(&["run", "home", "--only", "backup"]).code(10);
+    assert_eq!(machine.states(2), ["etc LATE", "home FAILED"]);
+    machine.brackfs(&["status", "etc"]).code(1);
+    machine.brackfs(&["status", "etc", "--max-age", "3d"]).code(0);
+    let unknown = machine.brackfs(&["status", "hmoe"]).code(2);
+    assert!(unknown.stdout.is_empty() && unknown.stderr.contains("did you mean home?"), "{unknown}");
+}
+
+#[test]
+fn a_failed_prune_or_forget_counts_and_the_maximum_age_may_be_configured() {
+    let machine = Machine::new();
+    machine.brackfs(&["run"]).ok();
+    machine.alter(&format!("UPDATE steps SET ended = ended - 2 * {DAY}"));
+    assert_eq!(machine.states(1), ["etc LATE", "home LATE"]);
+    machine.configure("max-age = \"3d\"\n");
+    assert_eq!(machine.states(1), ["etc LATE", "home ok"]);
+    machine.configure("[defaults]\nmax-age = \"3d\"\n");
+    assert_eq!(machine.states(0), ["etc ok", "home ok"]);
+    for step in ["prune", "forget"] {
+        let source = if step == "prune" { "NULL" } else { "'home'" };
+        machine.alter(&format!(
+            "INSERT INTO steps (ended, seconds, step, source, target, outcome, message)
+                VALUES (unixepoch(), 1, '{step}', {source}, 'nas', 'failed', 'no room')"
+        ));
+        assert_eq!(machine.states(2), ["etc ok", "home ok"]);
+        let shown = machine.brackfs(&["status"]).code(2);
+        assert!(shown.stdout.contains(&format!("{step} FAILED just now: no room")), "{shown}");
+        let line = machine.brackfs(&["status", "--format", "nagios"]).code(2).stdout;
+        assert!(line.starts_with("BRACKFS CRITICAL - ") && line.contains(&format!("{step} of ")), "{line}");
+        machine.alter(&format!("DELETE FROM steps WHERE step = '{step}'"));
+    }
+}
+
+#[test]
+fn skipped_backups_and_problems_are_told_apart_from_good_ones() {
+    let machine = Machine::new();
+    machine.brackfs(&["run"]).ok();
+    machine.configure("require-mount = \"/nonexistent\"\nwhen-missing = \"skip\"\n");
+    machine.brackfs(&["run"]).ok();
+    assert_eq!(machine.states(0), ["etc ok", "home skipped"]);
+    let shown = machine.brackfs(&["status"]).ok();
+    assert!(shown.stdout.contains("skipped just now: /nonexistent is not a mount point"), "{shown}");
+    machine.alter("UPDATE steps SET outcome = 'problems', problems = 2 WHERE source = 'etc'");
+    assert_eq!(machine.states(0), ["etc problems", "home skipped"]);
+    assert!(machine.brackfs(&["status"]).ok().stdout.contains("2 problems in the last backup"));
+    // Skipping does not make an old backup fresh.
+    machine.alter(&format!("UPDATE steps SET ended = ended - 2 * {DAY} WHERE outcome = 'done'"));
+    assert_eq!(machine.states(1), ["etc problems", "home LATE"]);
+}
+
+#[test]
+fn a_clock_that_was_ahead_makes_no_backup_fresh() {
+    let machine = Machine::new();
+    machine.brackfs(&["run"]).ok();
+    machine.alter(&format!("UPDATE steps SET ended = ended + 400 * {DAY} WHERE source = 'home'"));
+    assert_eq!(machine.states(3), ["etc ok", "home never"]);
+}
+
+#[test]
+fn commands_by_hand_are_recorded_if_they_name_what_is_configured() {
+    let machine = Machine::new();
+    let home = machine.path("source/home").display().to_string();
+    let backup = |more: &[&str]| machine.brackfs(&[&["backup", &home], more].concat()).ok();
+    let nas = machine.path("nas").display().to_string();
+    backup(&["--repo", &nas, "--source", "home"]);
+    backup(&["--repo", "nas", "--source", "other"]);
+    backup(&["--repo", "nas", "--source", "home", "--time", "2020-01-01"]);
+    backup(&["--repo", "nas", "--source", "home", "--dry-run"]);
+    assert_eq!(machine.states(3), ["etc never", "home never"]);
+    // The only target needs no name.
+    backup(&["--source", "home"]);
+    assert_eq!(machine.states(3), ["etc never", "home ok"]);
+    assert_eq!(machine.status(3)["backups"][1]["snapshots"], 3);
+    assert_eq!(machine.recorded("backup"), 1);
+    machine.brackfs(&["prune", "@nas", "--dry-run"]).ok();
+    machine.brackfs(&["check", "@nas"]).ok();
+    assert_eq!((machine.recorded("prune"), machine.recorded("check")), (0, 1));
+    machine.brackfs(&["prune", "@nas"]).ok();
+    let status = machine.status(3);
+    assert_eq!(status["targets"][0]["last_prune"]["outcome"], "done");
+    assert_eq!(status["targets"][0]["last_check"]["outcome"], "done");
+    // A check that finds damage is a failure, until another finds none.
+    let packs = common::paths_below(&machine.path("nas/packs")).into_iter().filter(|path| path.is_file());
+    for pack in packs {
+        fs::remove_file(pack).unwrap();
+    }
+    machine.brackfs(&["check", "@nas"]).code(1);
+    assert_eq!(machine.status(2)["targets"][0]["last_check"]["outcome"], "failed");
+}
+
+#[test]
+fn text_fits_the_width_and_has_only_ascii_without_utf_8() {
+    let machine = Machine::new();
+    machine.brackfs(&["run"]).ok();
+    machine.alter(&format!(
+        "UPDATE steps SET ended = ended - {DAY} WHERE step = 'backup';
+        INSERT INTO steps (ended, seconds, step, source, target, outcome, message)
+            VALUES (unixepoch(), 1, 'backup', 'home', 'nas', 'failed',
+            'cannot write to the repository because of a reason that takes many words \u{1b}[31m')"
+    ));
+    for columns in ["80", "40"] {
+        let mut command = machine.command(&["status"]);
+        command.env("COLUMNS", columns);
+        let plain = run(command).code(2).stdout;
+        let most: usize = columns.parse().unwrap();
+        assert!(plain.is_ascii() && !plain.contains('\u{1b}'), "{plain}");
+        assert!(plain.lines().all(|line| line.len() <= most), "{plain}");
+        assert!(plain.starts_with("etc -> nas   ok        24 h ago"), "{plain}");
+        assert!(plain.contains(&format!("  {}#.", ".".repeat(28))), "{plain}");
+        assert!(plain.contains(&format!("  {}#X", ".".repeat(28))), "{plain}");
+        assert!(plain.contains("failed just now: cannot write"), "{plain}");
+        let mut command = machine.command(&["status"]);
+        command.env("COLUMNS", columns).env("LC_ALL", "").env("LANG", "de_DE.UTF-8");
+        let fancy = run(command).code(2).stdout;
+        assert!(fancy.lines().all(|line| line.chars().count() <= most), "{fancy}");
+        for mark in ["etc → nas", "·■·", "·■✗", "█"] {
+            assert!(fancy.contains(mark), "{mark}\n{fancy}");
+        }
+    }
+}
+
+#[test]
+fn nagios_gets_a_line_in_any_case() {
+    let machine = Machine::new();
+    machine.brackfs(&["run"]).ok();
+    let line = |code| machine.brackfs(&["status", "--format", "nagios"]).code(code).stdout;
+    let good = line(0);
+    assert!(good.starts_with("BRACKFS OK - 2 backups, the oldest just now | 'etc/nas'="), "{good}");
+    assert!(good.contains("s;129600;;0 'home/nas'=") && good.lines().count() == 1, "{good}");
+    machine.alter(&format!("UPDATE steps SET ended = ended - 2 * {DAY} WHERE source = 'etc'"));
+    assert!(line(1).starts_with("BRACKFS WARNING - etc/nas LATE (2 days ago) | "));
+    machine.alter("DELETE FROM steps WHERE source = 'etc'");
+    assert!(line(3).starts_with("BRACKFS UNKNOWN - etc/nas never | 'home/nas'="));
+    fs::write(machine.site.state().join("journal.sqlite"), [7; 5000]).unwrap();
+    assert!(line(3).starts_with("BRACKFS UNKNOWN - cannot use the record of runs "));
+    assert_eq!(machine.brackfs(&["status"]).code(1).stdout, "");
+    fs::write(machine.path("config.toml"), "sauce = 1\n").unwrap();
+    let broken = line(3);
+    assert!(broken.starts_with("BRACKFS UNKNOWN - ") && broken.lines().count() == 1, "{broken}");
+}
+
+#[test]
+fn prometheus_gets_the_same_text_as_the_file() {
+    let machine = Machine::new();
+    let file = machine.path("brackfs.prom");
+    machine.configure(&format!("[report]\nmetrics = \"{}\"\n", file.display()));
+    machine.brackfs(&["run"]).ok();
+    let text = fs::read_to_string(&file).unwrap();
+    assert_eq!(machine.brackfs(&["status", "--format", "prom"]).ok().stdout, text);
+    let has = |line: &str| assert!(text.lines().any(|it| it == line), "{line}\n{text}");
+    has("brackfs_run_exit_code 0");
+    has("brackfs_snapshots{source=\"home\",target=\"nas\"} 1");
+    has("brackfs_max_age_seconds{source=\"home\",target=\"nas\"} 129600");
+    has("brackfs_last_run_failed{step=\"prune\",source=\"\",target=\"nas\"} 0");
+    has(&format!("brackfs_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION")));
+    assert!(text.contains("\nbrackfs_repository_bytes{target=\"nas\"} "), "{text}");
+    // A command by hand writes the file as well.
+    let home = machine.path("source/home").display().to_string();
+    machine.brackfs(&["backup", &home, "--source", "home"]).ok();
+    let text = fs::read_to_string(&file).unwrap();
+    assert!(text.contains("brackfs_snapshots{source=\"home\",target=\"nas\"} 2\n"), "{text}");
+    // Sources that are not configured any more are gone.
+    let config = fs::read_to_string(machine.path("config.toml")).unwrap();
+    fs::write(machine.path("config.toml"), config.replace("source.etc", "source.var")).unwrap();
+    machine.brackfs(&["run", "home"]).ok();
+    assert!(!fs::read_to_string(&file).unwrap().contains("etc"));
+    // Every metric is in the page.
+    let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/man/brackfs-config.5")).unwrap();
+    let page = page.replace('\\', "");
+    for name in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()) {
+        assert!(page.contains(name), "{name} is not in brackfs-config(5)");
+    }
+}
