@@ -1,5 +1,6 @@
 //! A file, link or device that is being created and does not have its final name yet.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{LazyLock, Mutex, PoisonError};
@@ -23,7 +24,7 @@ static CAN_BE_NAMED_LATER: LazyLock<bool> =
 /// A file, link or device without its final name. It is deleted on drop.
 pub(super) struct Draft<'d> {
     into: &'d OwnedFd,
-    pub(super) fd: OwnedFd,
+    pub(super) fd: File,
     temporary: Option<String>,
 }
 
@@ -37,12 +38,12 @@ impl<'d> Draft<'d> {
             Err(Errno::OPNOTSUPP)
         };
         match unnamed {
-            Ok(fd) => Ok(Draft { into, fd, temporary: None }),
+            Ok(fd) => Ok(Draft { into, fd: fd.into(), temporary: None }),
             Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOENT) => {
                 let name = temporary::name();
                 let flags = write | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
                 let fd = rustix::fs::openat(into, &name, flags, private)?;
-                Ok(Draft { into, fd, temporary: Some(name) })
+                Ok(Draft { into, fd: fd.into(), temporary: Some(name) })
             }
             Err(e) => Err(e),
         }
@@ -59,7 +60,7 @@ impl<'d> Draft<'d> {
         let fd = rustix::fs::openat(into, &name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
         // The temporary name is removed on drop, whatever has it.
         let draft = match fd {
-            Ok(fd) => Draft { into, fd, temporary: Some(name) },
+            Ok(fd) => Draft { into, fd: fd.into(), temporary: Some(name) },
             Err(e) => {
                 remove(into, &name);
                 return Err(e.into());
@@ -126,7 +127,7 @@ fn remove(folder: &OwnedFd, name: &str) {
 }
 
 /// Links an unnamed file to a name: by its handle, which only root may do, or through /proc.
-fn link_unnamed(file: &OwnedFd, folder: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
+fn link_unnamed(file: &File, folder: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
     if *IS_ROOT {
         match rustix::fs::linkat(file, c"", folder, name, AtFlags::EMPTY_PATH) {
             // Root in a user namespace may lack the capability.

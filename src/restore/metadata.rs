@@ -4,6 +4,7 @@
 //! prevents its owner from setting attributes, and all these steps change the times. If a step fails, the others still
 //! run, and the content is kept.
 
+use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -29,7 +30,8 @@ const ACL: &[u8] = b"system.posix_acl_access";
 
 /// Sets the metadata of entries, and counts refused operations.
 pub(super) struct MetadataWriter {
-    privileged: bool,
+    /// The effective user.
+    user: Uid,
     numeric_owner: bool,
     trust_set_id: bool,
     owners: Mutex<Owners>,
@@ -41,7 +43,7 @@ pub(super) struct MetadataWriter {
 impl MetadataWriter {
     pub(super) fn new(options: &Options) -> Self {
         MetadataWriter {
-            privileged: rustix::process::geteuid().is_root(),
+            user: rustix::process::geteuid(),
             numeric_owner: options.numeric_owner,
             trust_set_id: options.trust_set_id,
             owners: Mutex::default(),
@@ -50,10 +52,14 @@ impl MetadataWriter {
         }
     }
 
+    fn is_privileged(&self) -> bool {
+        self.user.is_root()
+    }
+
     /// Whether set-id bits, capabilities or device number of an entry are not restored because the mount it was on
     /// ignored them. False for users other than root, who cannot restore them anyway.
     pub(super) fn is_left_out(&self, entry: &EntryRef<'_>) -> bool {
-        self.privileged && !self.trust_set_id && entry.is_unprivileged()
+        self.is_privileged() && !self.trust_set_id && entry.is_unprivileged()
     }
 
     /// Counts an entry for [`MetadataWriter::left_out`].
@@ -66,12 +72,13 @@ impl MetadataWriter {
         self.left_out.load(Ordering::Relaxed)
     }
 
-    /// Sets the metadata of a file that was just written. Returns the first unexpected failure.
-    pub(super) fn file(&self, file: impl AsFd, listed: &EntryHandle) -> Option<String> {
+    /// Sets the metadata of a file that was just written and has attributes of the names `there`. Returns the first unexpected
+    /// failure.
+    pub(super) fn file(&self, file: impl AsFd, listed: &EntryHandle, there: &[Vec<u8>]) -> Option<String> {
         let (fd, entry) = (file.as_fd(), listed.entry());
         let mut steps = Steps::default();
         let owned = steps.record("set its owner", self.own(listed, |uid, gid| rustix::fs::fchown(fd, uid, gid)));
-        self.xattrs(&entry, &mut steps, &Extended::names_of(fd), |attribute, value| match value {
+        self.xattrs(&entry, &mut steps, there, |attribute, value| match value {
             Some(value) => fsetxattr(fd, attribute, value, XattrFlags::empty()),
             None => fremovexattr(fd, attribute),
         });
@@ -89,7 +96,7 @@ impl MetadataWriter {
         unmark: impl FnOnce() -> Option<String>,
     ) -> Option<String> {
         let fd = directory.as_fd();
-        let problem = self.file(fd, listed);
+        let problem = self.file(fd, listed, &Extended::names_of(fd));
         // Before the inode flags, which may prevent the removal of an attribute.
         let unmarked = unmark();
         self.set_inode_flags(fd, listed.entry().inode_flags);
@@ -97,7 +104,7 @@ impl MetadataWriter {
     }
 
     /// Sets the metadata of a symlink or special file. `fd` is open with O_PATH.
-    pub(super) fn special(&self, fd: &OwnedFd, listed: &EntryHandle) -> Option<String> {
+    pub(super) fn special(&self, fd: &File, listed: &EntryHandle) -> Option<String> {
         let entry = listed.entry();
         // Most calls fail for an O_PATH handle, so they use its path in /proc. Without /proc they count as refused.
         let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
@@ -141,12 +148,11 @@ impl MetadataWriter {
     ) -> Result<bool, Errno> {
         let (uid, gid) = self.owner(listed);
         let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
-        let mine = rustix::process::geteuid() == uid;
         // Other users cannot change the owner, but can set a group that they are in.
-        let result = if self.privileged {
+        let result = if self.is_privileged() {
             change(Some(uid), Some(gid)).map(|()| true)
         } else {
-            change(None, Some(gid)).map(|()| mine)
+            change(None, Some(gid)).map(|()| self.user == uid)
         };
         match result {
             Ok(true) => Ok(true),
@@ -175,7 +181,7 @@ impl MetadataWriter {
     /// different owner they would give a wrong user's rights. A uid in a snapshot may belong to another user on this
     /// machine.
     fn mode(&self, entry: &EntryRef<'_>, owned: bool) -> Mode {
-        let trusted = self.privileged && owned && !self.is_left_out(entry);
+        let trusted = self.is_privileged() && owned && !self.is_left_out(entry);
         let keeps_set_id = trusted || entry.kind == Kind::Directory;
         let bits = if keeps_set_id { entry.mode } else { entry.mode & !Entry::SET_ID };
         Mode::from_raw_mode(bits)

@@ -9,16 +9,18 @@
 //! was not listed, it is an alias of a file with a different spelling; if that file belongs to another entry, it is a
 //! clash. Only aliases are stored, so memory does not grow with the directory.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::iter::Peekable;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rustix::fs::{AtFlags, Dir, Mode, OFlags};
 use rustix::io::Errno;
@@ -27,7 +29,7 @@ use super::draft;
 use super::mark::{Mark, Marks};
 use super::metadata::{FileId, inode};
 use super::temporary;
-use crate::source::{Listing, SharedPath};
+use crate::source::{Extended, Listing, SharedPath};
 
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
@@ -45,6 +47,8 @@ pub(super) struct OpenOutput {
     aliases: Mutex<HashMap<FileId, Vec<u8>>>,
     /// The number of entries compared to find clashes.
     looks: AtomicU64,
+    /// The names of the attributes of a new file.
+    inherited: OnceLock<Vec<Vec<u8>>>,
 }
 
 /// A name clash with the entry of this name, or of an unknown name if it is empty.
@@ -128,12 +132,22 @@ impl OpenOutput {
             earlier: earlier.map(Mutex::new),
             aliases: Mutex::default(),
             looks: AtomicU64::new(0),
+            inherited: OnceLock::new(),
         }
     }
 
     /// Whether the directory was empty before this restore.
     pub(super) fn is_new(&self) -> bool {
         self.earlier.is_none()
+    }
+
+    /// The names of the attributes of a new file here, which it inherits from the directory. All files inherit the same ones
+    /// from a directory that this restore created, since it is private until it is complete.
+    pub(super) fn inherited(&self, file: &File) -> Cow<'_, [Vec<u8>]> {
+        match self.is_new() && self.mark.is_some() {
+            true => self.inherited.get_or_init(|| Extended::names_of(file)).into(),
+            false => Extended::names_of(file).into(),
+        }
     }
 
     /// Whether the directory contained exactly this name before this restore. Call it with ascending names. Names of

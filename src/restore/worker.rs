@@ -57,7 +57,7 @@ impl Restorer<'_> {
                 }
                 return Ok(there.same);
             }
-            Ok(Written::Made { warning, inode }) => {
+            Ok(Written::Made { warning, forbidden }) => {
                 self.counts.made(&entry);
                 if let Some(warning) = warning {
                     self.problem(&job.path, &warning);
@@ -66,7 +66,7 @@ impl Restorer<'_> {
                     let path = self.to.join(&job.path);
                     self.monitor.note(&format!("{} changed while it was backed up", path.display()));
                 }
-                forbid_later(inode)?;
+                forbidden.map_or(Ok(()), forbid_later)?;
                 self.monitor.entry(&job.path, "restored");
                 if entry.kind == Kind::File {
                     self.monitor.progress().file();

@@ -28,7 +28,8 @@ pub(super) enum Written {
     Made {
         /// A property that is not restored.
         warning: Option<String>,
-        inode: FileId,
+        /// Its inode, if it still gets restrictive inode flags.
+        forbidden: Option<FileId>,
     },
     /// An existing file was kept.
     Skipped(ExistingEntry),
@@ -62,7 +63,8 @@ pub(super) struct Destination<'a> {
 impl EntryWriter<'_> {
     /// Writes an entry that is not a directory.
     pub(super) fn entry(&self, listed: &EntryHandle, at: &Destination<'_>) -> Result<Written, EntryError> {
-        let there = self.look(at, listed)?;
+        // In a new directory, a name is seldom taken, and then naming the complete file fails.
+        let there = if at.opened.is_new() { None } else { self.look(at, listed)? };
         match self.entry_unless(there, listed, at) {
             // A race: the name was taken by another entry or another process.
             Err(EntryError::Exists) if there.is_none() => self.entry_unless(self.look(at, listed)?, listed, at),
@@ -94,17 +96,17 @@ impl EntryWriter<'_> {
         }
         let into = &*at.opened.fd;
         let made = match entry.kind {
-            Kind::File => self.file(listed, into),
+            Kind::File => self.file(listed, at.opened),
             _ => self.special(listed, into),
         };
         match made {
             Ok((draft, warning)) => {
-                let inode = draft.inode()?;
                 if let Some(there) = there {
-                    at.opened.replaces(there.inode, inode);
+                    at.opened.replaces(there.inode, draft.inode()?);
                 }
+                let forbidden = if entry.inode_flags & FORBIDDING == 0 { None } else { Some(draft.inode()?) };
                 draft.name(entry.name, there.is_some())?;
-                Ok(Written::Made { warning, inode })
+                Ok(Written::Made { warning, forbidden })
             }
             Err(EntryError::Io(e))
                 if is_device
@@ -117,13 +119,12 @@ impl EntryWriter<'_> {
         }
     }
 
-    fn file<'d>(&self, listed: &EntryHandle, into: &'d OwnedFd) -> Result<(Draft<'d>, Option<String>), EntryError> {
-        let draft = Draft::file(into)?;
+    fn file<'d>(&self, listed: &EntryHandle, into: &'d OpenOutput) -> Result<(Draft<'d>, Option<String>), EntryError> {
+        let draft = Draft::file(&into.fd)?;
         // Set before the first write: flags such as compression or no-copy-on-write apply to new data only.
         self.metadata.set_inode_flags(&draft.fd, listed.entry().inode_flags & !FORBIDDING);
-        let mut file = File::from(draft.fd.try_clone()?);
-        let differs = self.content(listed, &mut file)?;
-        let described = self.metadata.file(&file, listed);
+        let differs = self.content(listed, &draft.fd)?;
+        let described = self.metadata.file(&draft.fd, listed, &into.inherited(&draft.fd));
         Ok((draft, differs.or(described)))
     }
 
@@ -143,7 +144,8 @@ impl EntryWriter<'_> {
 
     /// Writes a file's content and preserves holes. Each chunk is verified before it is written. A wrong digest of the
     /// whole file is only a warning, since every chunk is what was stored.
-    fn content(&self, listed: &EntryHandle, file: &mut File) -> Result<Option<String>, EntryError> {
+    fn content(&self, listed: &EntryHandle, mut file: &File) -> Result<Option<String>, EntryError> {
+        let (mut at, mut end) = (0, 0);
         let source = self.archive.content(listed)?;
         let mut unverified = source.unverified_digest().map(|digest| (digest, ContentHasher::default()));
         source.each(|data| {
@@ -157,17 +159,23 @@ impl EntryWriter<'_> {
                 }
             }
             match data {
-                FileData::Bytes(bytes) => file.write_all(bytes)?,
+                FileData::Bytes(bytes) => {
+                    file.write_all(bytes)?;
+                    end = at + data.length();
+                }
                 FileData::Hole(hole) => {
                     let hole = i64::try_from(hole).map_err(io::Error::other)?;
                     file.seek(SeekFrom::Current(hole))?;
                 }
             }
+            at += data.length();
             self.progress.bytes(data.length());
             Ok(())
         })?;
-        // Extends the file by a hole at its end.
-        file.set_len(source.size())?;
+        if end != source.size() {
+            // It ends with a hole.
+            file.set_len(source.size())?;
+        }
         let right = unverified.is_none_or(|(digest, hasher)| digest == hasher.finish());
         Ok((!right).then(|| "the digest of the whole file is wrong, although all its chunks are valid".to_owned()))
     }
