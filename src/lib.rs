@@ -27,7 +27,7 @@
 //! | `source` | `format` `sys` `failure` |
 //! | `repository` | `storage` `crypt` `format` `failure` |
 //! | `state` | `sys` `crypt` `format` `failure` |
-//! | `catalog` | `crypt` `format` `source` `failure` |
+//! | `catalog` | `crypt` `format` `source` `sys` `failure` |
 //! | `init` | `catalog` `state` `repository` `storage` `crypt` `format` `failure` |
 //! | `inventory` | `catalog` `state` `repository` `storage` `crypt` `format` `monitor` `failure` |
 //! | `session` | `inventory` `source` `catalog` `state` `repository` `storage` `crypt` `format` `sys` `monitor` `failure` |

@@ -16,6 +16,11 @@ pub trait Monitor: Send + Sync {
     /// Information that is not a problem.
     fn note(&self, message: &str);
 
+    /// Information that is the same in every run. It matters to a person who watches, but not in a mail from cron.
+    fn remark(&self, message: &str) {
+        self.note(message);
+    }
+
     /// An entry was processed with this result; shown at high verbosity.
     fn entry(&self, path: &Path, what: &str);
 

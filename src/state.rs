@@ -1,4 +1,5 @@
-//! This machine's state directory: a folder for each repository, readable by its user only.
+//! This machine's state directory: a folder for each repository, readable by its user only. What root adds to the state
+//! directory of another user belongs to that user.
 //!
 //! ```text
 //! <state>/journal.sqlite                       the steps of configured runs
@@ -18,7 +19,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
@@ -31,7 +32,8 @@ use crate::crypt::{Fingerprint, KeyStore};
 use crate::failure::{Failure, FailureKind};
 use crate::format::RepositoryId;
 use crate::format::id::RunId;
-use crate::sys::durable::{IfExists, sync_path, write_file};
+use crate::sys::durable::{IfExists, sync_path, write_owned_file};
+use crate::sys::owner::{follow_parent, open_private};
 
 /// An error in the state directory.
 #[derive(Debug, thiserror::Error)]
@@ -140,7 +142,13 @@ impl RepositoryState {
 
     /// Creates the folder durably, accessible by its user only.
     pub fn create(&self) -> Result<(), Error> {
-        create_folder(&self.folder).map_err(|source| self.failed("create", &self.folder, source))
+        let is_new = !self.folder.is_dir();
+        create_folder(&self.folder).map_err(|source| self.failed("create", &self.folder, source))?;
+        // Only this folder: root does not give a whole new state directory away.
+        if is_new {
+            follow_parent(&self.folder);
+        }
+        Ok(())
     }
 
     /// Removes the files that `init` creates, after it has failed. Best effort.
@@ -318,7 +326,7 @@ impl RepositoryState {
 
     /// Writes a file that only its user can read, atomically and durably.
     fn write(&self, path: &Path, bytes: &[u8], if_exists: IfExists) -> Result<(), Error> {
-        write_file(path, bytes, 0o600, if_exists).map_err(|source| self.failed("write", path, source))
+        write_owned_file(path, bytes, 0o600, if_exists).map_err(|source| self.failed("write", path, source))
     }
 
     /// Takes the lock. Fails with [`Error::Locked`] if it is not free within `wait`, or when `stop` is set. If it has
@@ -451,7 +459,7 @@ impl KeyStore for RepositoryState {
 }
 
 fn open_lock(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+    open_private(path, OpenOptions::new().read(true).write(true))
 }
 
 fn is_full(error: &io::Error) -> bool {

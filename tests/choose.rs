@@ -323,7 +323,7 @@ fn repository_and_state_below_the_source_are_stored_empty() {
     let source = site.source();
     let expected = ["a", "back/", "back/up/", "back/up/b", "back/up/repo/", "state/"];
     for _ in 0..2 {
-        let run = there(&site, &["backup", text(&source), "--json"]).ok();
+        let run = there(&site, &["backup", text(&source), "--json", "-v"]).ok();
         for own in ["back/up/repo", "state"] {
             says(&run, &format!("{} belongs to brackfs itself", source.join(own).display()));
         }
@@ -564,7 +564,7 @@ fn a_brackfs_mount_is_backed_up_only_if_it_is_the_given_path() {
     backup(&site, &[]);
     let mounted = site.mount(&[]);
     // Below the path.
-    let run = backup_of(&site, &[text(site.path()), "--exclude", "/keys", "--source", "all"]).ok();
+    let run = backup_of(&site, &[text(site.path()), "--exclude", "/keys", "--source", "all", "-v"]).ok();
     says(&run, &format!("{} belongs to brackfs itself", mounted.path().display()));
     assert_eq!(
         names(&site, "all/latest"),

@@ -112,7 +112,7 @@ fn a_brackfs_mount_is_stored_empty_without_access() {
     let (site, points) = site();
     let _mounts = mount(&site, &points, Silent::brackfs);
     for arguments in [&[][..], &["--dry-run"], &["-x"]] {
-        let run = backup(&site, arguments).ok();
+        let run = backup(&site, &[arguments, &["-v"]].concat()).ok();
         for point in points {
             let words = format!("{} belongs to brackfs itself", site.source().join(point).display());
             assert!(run.stderr.contains(&words), "{run}");

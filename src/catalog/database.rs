@@ -1,9 +1,7 @@
 //! The database of a catalog.
 
 use std::cell::RefCell;
-use std::fs::OpenOptions;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use rusqlite::config::DbConfig;
@@ -13,6 +11,7 @@ use super::error::{Context, Error};
 use super::spans::NewestUsage;
 use super::trust::Trust;
 use crate::format::RepositoryId;
+use crate::sys::owner::create_private;
 
 /// The schema version, in SQLite's `user_version`. There are no migrations: other versions are refused.
 const SCHEMA: i64 = 11;
@@ -36,7 +35,7 @@ impl Catalog {
     /// Creates the catalog of a new repository, readable by its user only.
     pub fn create(path: &Path, trust: Trust) -> Result<Self, Error> {
         // SQLite would make the file readable by all users.
-        let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+        let made = create_private(path);
         made.map_err(|source| Error::File { path: path.to_owned(), source })?;
         let db = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         db.execute_batch(include_str!("schema.sql")).during("set up the catalog", path)?;

@@ -16,7 +16,7 @@ use super::record::ByHand;
 use super::repository_arg::{RepositoryArg, ResolvedRepository, Use};
 use super::show::{name_time, parse_time, rate, size};
 use super::signals::stop_on_signals;
-use super::terminal::is_interactive;
+use super::systemd;
 use crate::backup::{
     self, COMPRESSION, Guard, Options, RETRIES, Reading, RunPolicy, Selection, Storing, Stream, StreamSource, Summary,
 };
@@ -314,7 +314,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     }
     if args.json {
         output::result(as_json(&summary))?;
-    } else if !global.quiet && (is_interactive() || global.verbose || args.dry_run) {
+    } else if global.shows_summary(args.dry_run) {
         print_summary(&summary);
     }
     Ok(if summary.problems > 0 { ExitCode::from(exit::code(FailureKind::Partial)) } else { ExitCode::SUCCESS })
@@ -453,13 +453,21 @@ fn as_json(summary: &Summary) -> serde_json::Value {
 }
 
 fn print_summary(summary: &Summary) {
-    match &summary.snapshot {
-        _ if summary.dry_run => output::message(format!("dry run of {}: nothing is stored", summary.source)),
-        Some(name) => output::message(format!("snapshot {} of {}", name.id.short(), summary.source)),
-        None if summary.shrunk => output::message(format!("no snapshot of {} was made", summary.source)),
-        None => output::message(format!("nothing changed in {}, no snapshot was made", summary.source)),
+    let lines = summary_lines(summary);
+    match systemd::has_journal() {
+        true => output::message(lines.join("; ")),
+        false => lines.iter().for_each(output::message),
     }
-    output::message(format!(
+}
+
+fn summary_lines(summary: &Summary) -> Vec<String> {
+    let mut lines = vec![match &summary.snapshot {
+        _ if summary.dry_run => format!("dry run of {}: nothing is stored", summary.source),
+        Some(name) => format!("snapshot {} of {}", name.id.short(), summary.source),
+        None if summary.shrunk => format!("no snapshot of {} was made", summary.source),
+        None => format!("nothing changed in {}, no snapshot was made", summary.source),
+    }];
+    lines.push(format!(
         "{} ({} new, {} changed, {} unmodified), {}, {}",
         count(summary.files, "file", "files"),
         summary.new_files,
@@ -468,18 +476,18 @@ fn print_summary(summary: &Summary) {
         count(summary.directories, "directory", "directories"),
         size(summary.bytes)
     ));
-    if summary.dry_run {
-        output::message(format!(
+    lines.push(match summary.dry_run {
+        true => format!(
             "would read {}, {}. The size is an upper bound: data already in the repository is not stored again",
             count(summary.read_files, "file", "files"),
             size(summary.read_bytes)
-        ));
-    } else {
-        output::message(transfer(summary));
-    }
+        ),
+        false => transfer(summary),
+    });
     if summary.problems > 0 {
-        output::message(format!("{}: see above", count(summary.problems, "problem", "problems")));
+        lines.push(format!("{}: see above", count(summary.problems, "problem", "problems")));
     }
+    lines
 }
 
 /// Bytes read and stored, the ratio of compression, and the rate.

@@ -10,7 +10,6 @@ use super::global::Global;
 use super::output;
 use super::repository_arg::RepositoryArg;
 use super::signals::{stop_on_signals, stop_soon_on_signals};
-use super::terminal::is_interactive;
 use crate::catalog::Catalog;
 use crate::inventory::{self, Inventory, host_access, host_key};
 use crate::monitor::count;
@@ -129,7 +128,7 @@ fn verify(args: &VerifyArgs, global: &Global) -> Result<ExitCode> {
             "snapshots": found.snapshots,
             "problems": found.problems,
         }))?;
-    } else if !global.quiet && (is_interactive() || global.verbose) {
+    } else if global.shows_summary(false) {
         let (packs, blocks) = (count(found.packs, "pack", "packs"), count(found.blocks, "block", "blocks"));
         let (chunks, snapshots) =
             (count(found.chunks, "chunk", "chunks"), count(found.snapshots, "snapshot", "snapshots"));

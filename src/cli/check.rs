@@ -11,7 +11,6 @@ use super::output;
 use super::reader_args::ReaderArgs;
 use super::record::ByHand;
 use super::signals::stop_soon_on_signals;
-use super::terminal::is_interactive;
 use crate::check;
 use crate::job::{Failed, Outcome, Step};
 use crate::monitor::count;
@@ -98,7 +97,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
             "problems": summary.problems,
         });
         output::result(object)?;
-    } else if !global.quiet && (is_interactive() || global.verbose) {
+    } else if global.shows_summary(false) {
         let directories = count(summary.directories, "directory", "directories");
         let (files, chunks) = (count(summary.files, "file", "files"), count(summary.chunks, "chunk", "chunks"));
         output::message(format!(

@@ -12,6 +12,7 @@ use super::exit::Usage;
 use super::global::Global;
 use super::output;
 use super::show;
+use super::unit;
 use crate::config::{Config, Used};
 use crate::monitor::count;
 
@@ -23,6 +24,7 @@ pub(super) enum ConfigCommand {
     Init(InitArgs),
     Check(CheckArgs),
     Show(ShowArgs),
+    Unit(UnitArgs),
 }
 
 /// Write an example of a configuration file
@@ -73,11 +75,28 @@ pub(super) struct ShowArgs {
     json: bool,
 }
 
+/// Print a drop-in for brackfs.service with the paths of the configuration
+///
+/// The service may write only to its state and its cache. The drop-in lets it write to the repositories on this machine's disks,
+/// waits for the mounts that targets require, and hands over the credentials that the configuration names. Print it again after a
+/// change of targets.
+///
+/// The service runs as the user brackfs, who may read all files. Some configurations need root: a command of another user, and
+/// servers whose login is in root's home directory. The drop-in then says User=root.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  mkdir -p /etc/systemd/system/brackfs.service.d
+  brackfs config unit > /etc/systemd/system/brackfs.service.d/config.conf
+  systemctl daemon-reload")]
+pub(super) struct UnitArgs {}
+
 pub(super) fn run(command: &ConfigCommand, global: &Global) -> Result<ExitCode> {
     match command {
         ConfigCommand::Init(args) => init(args, global),
         ConfigCommand::Check(args) => check(args, global),
         ConfigCommand::Show(args) => show(args, global),
+        ConfigCommand::Unit(args) => unit(args, global),
     }
 }
 
@@ -153,6 +172,12 @@ fn show(args: &ShowArgs, global: &Global) -> Result<ExitCode> {
         }
         writeln!(out)?;
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn unit(UnitArgs {}: &UnitArgs, global: &Global) -> Result<ExitCode> {
+    let config = global.required_config()?;
+    io::stdout().write_all(unit::drop_in(&config, &global.config_path()?).as_bytes())?;
     Ok(ExitCode::SUCCESS)
 }
 

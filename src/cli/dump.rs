@@ -15,7 +15,6 @@ use super::output;
 use super::reader_args::{DiskCacheArgs, DiskCaching, LARGE_CACHE, ReaderArgs, select};
 use super::show::size;
 use super::signals::end_on_signals;
-use super::terminal::is_interactive;
 use crate::archive::Selector;
 use crate::dump;
 use crate::monitor::count;
@@ -73,7 +72,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let result = dump::dump(&*archive, &listed, out, args.trust_set_id, &monitor);
     monitor.finish();
     let summary = result?;
-    if !global.quiet && (is_interactive() || global.verbose) {
+    if global.shows_summary(false) {
         let (files, bytes) = (summary.files, size(summary.bytes));
         let (files, directories) =
             (count(files, "file", "files"), count(summary.directories, "directory", "directories"));

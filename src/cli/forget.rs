@@ -254,7 +254,7 @@ fn summarize(changed: usize, kept: usize, [one, many]: [&str; 2], args: &Args, g
     if args.run.json {
         return print_summary(args.dry_run, changed, kept);
     }
-    if !global.quiet && (is_interactive() || global.verbose || args.dry_run) {
+    if global.shows_summary(args.dry_run) {
         let dry = if args.dry_run { "dry run, nothing is changed: " } else { "" };
         let kept = if args.snapshots.is_empty() { format!(", {kept} kept") } else { String::new() };
         output::message(format!("{dry}{}{kept}", count(changed as u64, one, many)));
@@ -417,7 +417,7 @@ fn report(
         }
         return print_summary(dry_run, rows.len(), 0);
     }
-    let is_shown = !global.quiet && (is_interactive() || global.verbose || dry_run);
+    let is_shown = global.shows_summary(dry_run);
     if is_shown {
         for row in rows {
             let (short, time) = (row.name.id.short(), name_time(&row.name.time));

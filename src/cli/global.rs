@@ -1,11 +1,14 @@
 //! Options of every command.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Args;
 
-use super::terminal::Terminal;
+use super::systemd;
+use super::terminal::{Terminal, is_interactive};
 use crate::config::Config;
 
 /// Heading of these options in help and manual pages.
@@ -31,8 +34,11 @@ pub(super) struct Global {
     /// Files matching conf.d/*.toml in the same directory are read too.
     #[arg(long, global = true, env = "BRACKFS_CONFIG", value_name = "FILE", help_heading = HEADING)]
     pub(super) config: Option<PathBuf>,
-    /// Keep this machine's catalogs and keys in DIR [default: /var/lib/brackfs for root, else
+    /// Keep this machine's catalogs and keys in DIR [default: $STATE_DIRECTORY; without it /var/lib/brackfs for root, else
     /// $XDG_STATE_HOME/brackfs or ~/.local/state/brackfs]
+    ///
+    /// systemd sets $STATE_DIRECTORY for units with StateDirectory=. If root uses the state directory of another user, all new
+    /// files in it belong to that user.
     #[arg(long, global = true, env = "BRACKFS_STATE_DIR", value_name = "DIR", help_heading = HEADING)]
     pub(super) state_dir: Option<PathBuf>,
 }
@@ -72,7 +78,8 @@ impl Global {
             return std::path::absolute(given)
                 .with_context(|| format!("cannot use the state directory {}", given.display()));
         }
-        standard_directory("/var/lib", "XDG_STATE_HOME", ".local/state")
+        service_directory("STATE_DIRECTORY")
+            .or_else(|| standard_directory("/var/lib", "XDG_STATE_HOME", ".local/state"))
             .context("cannot find a home directory for the state; set --state-dir or BRACKFS_STATE_DIR")
     }
 
@@ -80,6 +87,11 @@ impl Global {
     /// the command finds and keeps no state.
     pub(super) fn state_to_read(&self) -> PathBuf {
         self.state().unwrap_or_else(|_| PathBuf::from("/nonexistent/brackfs"))
+    }
+
+    /// Whether a summary is printed: on a terminal, in the journal, with --verbose, and for a dry run.
+    pub(super) fn shows_summary(&self, dry_run: bool) -> bool {
+        !self.quiet && (self.verbose || dry_run || is_interactive() || systemd::has_journal())
     }
 
     /// The monitor for this run.
@@ -93,6 +105,16 @@ fn standard_config() -> Option<PathBuf> {
     Some(standard_directory("/etc", "XDG_CONFIG_HOME", ".config")?.join("config.toml"))
 }
 
+/// The directory that systemd gives a unit: the first of the list in the variable.
+pub(super) fn service_directory(variable: &str) -> Option<PathBuf> {
+    first_directory(&std::env::var_os(variable)?)
+}
+
+fn first_directory(list: &OsStr) -> Option<PathBuf> {
+    let first = list.as_bytes().split(|byte| *byte == b':').next().unwrap_or_default();
+    Some(PathBuf::from(OsStr::from_bytes(first))).filter(|path| path.is_absolute())
+}
+
 /// The directory of a kind of file: in `system` for root, else in that of the variable, else in the home directory.
 pub(super) fn standard_directory(system: &str, variable: &str, in_home: &str) -> Option<PathBuf> {
     let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
@@ -101,4 +123,17 @@ pub(super) fn standard_directory(system: &str, variable: &str, in_home: &str) ->
         false => absolute(variable).or_else(|| absolute("HOME").map(|home| home.join(in_home))),
     };
     parent.map(|parent| parent.join("brackfs"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_directory_of_a_unit_counts() {
+        let first = |list: &str| first_directory(OsStr::new(list));
+        assert_eq!(first("/var/lib/brackfs"), Some("/var/lib/brackfs".into()));
+        assert_eq!(first("/var/lib/one:/var/lib/two"), Some("/var/lib/one".into()));
+        assert_eq!((first(""), first("relative:/x")), (None, None));
+    }
 }

@@ -213,6 +213,16 @@ pub fn environment(command: &Command, commands: &[Command]) -> Vec<(String, Stri
         ),
         ("GNUPGHOME", "The directory of gpg, if gpg has the secret key.", root || has(command, "key")),
         (
+            "STATE_DIRECTORY, CACHE_DIRECTORY",
+            "The state directory and the cache on disk of a systemd service with\n.BR StateDirectory= \" and \" CacheDirectory= .\nThe first of several is used.",
+            !is(command, &["generate", "umount", "completions"]),
+        ),
+        (
+            "NOTIFY_SOCKET, JOURNAL_STREAM",
+            "Set by systemd for services.\nThe progress is shown by\n.BR \"systemctl status\" .\nMessages for the journal begin with their priority: <3> for errors, <4> for warnings, and <6> for the rest.",
+            root || is(command, &["backup", "run"]),
+        ),
+        (
             "TMPDIR",
             "The directory for unnamed temporary files. The default is /var/tmp, or /tmp if /var/tmp does not exist.",
             root || is(command, &["backup", "run", "restore", "dump", "check"]),
@@ -254,7 +264,7 @@ pub fn environment(command: &Command, commands: &[Command]) -> Vec<(String, Stri
 /// Related commands.
 pub fn related(command: &Command) -> &'static [&'static str] {
     match command.get_name() {
-        _ if is_of_config(command) => &["config-init", "config-check", "config-show", "run"],
+        _ if is_of_config(command) => &["config-init", "config-check", "config-show", "config-unit", "run"],
         "init" | "generate" | "backup" => &["key-generate", "init", "backup", "snapshots", "check"],
         "run" => &["status", "config-check", "backup", "forget", "prune"],
         "status" => &["run", "snapshots", "stats", "check", "recipients-update"],
@@ -464,6 +474,7 @@ The files of a repository are described in
 const OUTPUT: &str = r"
 Results go to standard output, and messages to standard error.
 If standard error is a terminal, it shows a line of progress, and a summary at the end.
+The journal of systemd gets a summary too.
 Otherwise only problems are printed, so that a crontab needs no redirection.
 .PP
 With

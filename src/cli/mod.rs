@@ -10,9 +10,10 @@
 //! - [`memory`]: default cache sizes
 //! - [`terminal`]: problems and progress of a run; [`progress`] formats the progress, [`ticker`] calls it
 //! - [`entry`]: entries of snapshots, as text and as JSON
+//! - [`unit`]: units of systemd
 //! - [`show`]: sizes, times and modes as text
 //! - [`overview`]: the state of all backups as text; [`record`]: steps made by hand
-//! - [`output`]: lines on standard output and standard error
+//! - [`output`]: lines on standard output and standard error; [`systemd`]: whether they go to the journal
 //! - [`exit`]: from errors to exit codes
 //! - [`log`]: the log for bug reports
 //! - [`version`]: the text of `--version`
@@ -60,9 +61,11 @@ mod signals;
 mod snapshots;
 mod stats;
 mod status;
+mod systemd;
 mod terminal;
 mod ticker;
 mod umount;
+mod unit;
 mod version;
 mod versions;
 
@@ -127,7 +130,7 @@ enum Command {
     /// Rebuild the catalog, or compare it with the repository
     #[command(subcommand)]
     Catalog(catalog::CatalogCommand),
-    /// Write, check or show the configuration
+    /// Write, check or show the configuration, or make a service of it
     #[command(subcommand)]
     Config(config::ConfigCommand),
     /// List or renew the certificates that backups are encrypted to
@@ -154,6 +157,10 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         // clap counts environment variables as arguments, so it does not print help if one is set.
         Err(error) if error.kind() == ErrorKind::MissingSubcommand => return help(&arguments),
+        Err(error) if error.use_stderr() && systemd::has_journal() => {
+            output::error(error.render());
+            return ExitCode::from(exit::code(FailureKind::Usage));
+        }
         Err(error) => error.exit(),
     };
     let result = match process::refusal(command.prints()) {
@@ -168,7 +175,7 @@ pub fn main() -> ExitCode {
             // Editors look for FILE:LINE:COLUMN at the beginning of a line.
             let prefix = if error.downcast_ref().is_some_and(config_mistakes) { "" } else { "brackfs: " };
             let lines: Vec<_> = exit::text(&error).lines().map(|line| show::printable(line).into_owned()).collect();
-            output::message(format_args!("{prefix}{}", lines.join("\n")));
+            output::error(format_args!("{prefix}{}", lines.join("\n")));
             ExitCode::from(code)
         }
     }

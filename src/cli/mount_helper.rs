@@ -37,7 +37,7 @@ pub(super) fn is_called(arguments: &[OsString]) -> bool {
 
 /// Runs the helper. The first argument is the name of the program.
 pub(super) fn main(arguments: &[OsString]) -> ExitCode {
-    let print_error = |text: &str| output::message(format_args!("{NAME}: {}", show::printable(text)));
+    let print_error = |text: &str| output::error(format_args!("{NAME}: {}", show::printable(text)));
     let call = match parse(arguments.get(1..).unwrap_or_default()) {
         Ok(call) => call,
         Err(why) => {

@@ -7,7 +7,6 @@
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,6 +15,7 @@ use super::show;
 use crate::failure::worded;
 use crate::format::Digest;
 use crate::monitor::Monitor;
+use crate::sys::owner::open_private;
 
 const NAME: &str = "mount.log";
 /// Size in bytes at which the log is renamed. Only one old log is kept.
@@ -97,7 +97,7 @@ impl Inner {
 }
 
 fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().create(true).append(true).mode(0o600).open(path)
+    open_private(path, OpenOptions::new().append(true))
 }
 
 impl Monitor for Log {

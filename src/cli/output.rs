@@ -1,14 +1,61 @@
 //! Lines on standard output and standard error. Unlike the standard macros, these do not panic on a broken pipe.
+//!
+//! If standard error is the journal of systemd, each line there begins with its priority, which the journal removes.
 
 use std::fmt::Display;
 use std::io::{self, Write};
+
+use super::systemd;
+
+/// The priority of a message in the journal, as in syslog.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Priority {
+    Error = 3,
+    Warning = 4,
+    Info = 6,
+}
 
 /// Writes a line of the result to standard output.
 pub(super) fn result(line: impl Display) -> io::Result<()> {
     writeln!(io::stdout(), "{line}")
 }
 
-/// Writes a message to standard error. Errors are ignored: there is no other place to report them.
+/// Writes an ordinary message to standard error.
 pub(super) fn message(line: impl Display) {
-    let _ = writeln!(io::stderr(), "{line}");
+    write(Priority::Info, line);
+}
+
+/// Writes a warning to standard error.
+pub(super) fn warning(line: impl Display) {
+    write(Priority::Warning, line);
+}
+
+/// Writes an error to standard error.
+pub(super) fn error(line: impl Display) {
+    write(Priority::Error, line);
+}
+
+/// Writes a message to standard error. Errors are ignored: there is no other place to report them.
+pub(super) fn write(priority: Priority, text: impl Display) {
+    let _ = match systemd::has_journal() {
+        true => writeln!(io::stderr(), "{}", prioritized(priority, &text.to_string())),
+        false => writeln!(io::stderr(), "{text}"),
+    };
+}
+
+/// The text with the priority in front of each line.
+fn prioritized(priority: Priority, text: &str) -> String {
+    let line = |line| format!("<{}>{line}", priority as u8);
+    text.lines().map(line).collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_line_has_its_priority() {
+        assert_eq!(prioritized(Priority::Error, "one\ntwo\n"), "<3>one\n<3>two");
+        assert_eq!(prioritized(Priority::Info, "one"), "<6>one");
+    }
 }

@@ -97,6 +97,19 @@ impl Status {
         printable(&parts.join(", ")).into_owned()
     }
 
+    /// A few words for `systemctl status`, without names of files.
+    pub(super) fn brief(&self) -> String {
+        let percent = self.look.fraction().map(|done| format!("{}{} %", self.about(), (done * 100.0).floor()));
+        let left = self.remaining().map(|left| match left.as_secs() {
+            seconds @ ..60 => format!("{seconds} s left"),
+            seconds @ 60..3600 => format!("{} min left", seconds / 60),
+            seconds => format!("{} h {} min left", seconds / 3600, seconds / 60 % 60),
+        });
+        let counts = [self.count(self.look.files), size(self.look.bytes)];
+        let parts: Vec<_> = percent.into_iter().chain(left).collect();
+        if parts.is_empty() { counts.join(", ") } else { parts.join(", ") }
+    }
+
     /// A `status` object.
     pub(super) fn json(&self) -> Value {
         let look = &self.look;
@@ -171,6 +184,19 @@ mod tests {
         for field in ["percent_done", "total_files", "total_bytes", "seconds_remaining"] {
             assert!(json[field].is_null(), "{json}");
         }
+    }
+
+    #[test]
+    fn the_status_of_a_service_is_short() {
+        let mut status = halfway(false);
+        assert_eq!(status.brief(), "50 %, 1 min left");
+        status.elapsed = Duration::from_secs(2);
+        assert_eq!(status.brief(), "50 %, 2 s left");
+        status.elapsed = Duration::from_secs(3 * 3600 + 65);
+        assert_eq!(status.brief(), "50 %, 3 h 1 min left");
+        assert!(halfway(true).brief().starts_with("~50 %, "));
+        status.look.total = None;
+        assert_eq!(status.brief(), "1000 files, 1.00 GiB");
     }
 
     #[test]

@@ -12,7 +12,6 @@ use super::record::ByHand;
 use super::repository_arg::{RepositoryArg, Use};
 use super::show::{parse_time, size};
 use super::signals::stop_on_signals;
-use super::terminal::is_interactive;
 use crate::format::Timestamp;
 use crate::job::{Step, prune_outcome};
 use crate::monitor::count;
@@ -184,7 +183,7 @@ pub(super) fn prune_as(repository: &RepositoryArg, limits: &Limits, args: &Run, 
             "retained_objects": summary.retained,
             "pending_bytes": summary.pending_bytes,
         }))?;
-    } else if !global.quiet && (is_interactive() || global.verbose || args.dry_run) {
+    } else if global.shows_summary(args.dry_run) {
         report(&summary, args.dry_run);
     }
     Ok(if summary.damaged_packs > 0 { ExitCode::from(3) } else { ExitCode::SUCCESS })
@@ -203,7 +202,7 @@ fn report(summary: &Summary, dry_run: bool) {
         packs(summary.compacted_packs),
     ));
     if summary.retained > 0 {
-        output::message(format!("the target refused to remove {}", count(summary.retained, "object", "objects")));
+        output::warning(format!("the target refused to remove {}", count(summary.retained, "object", "objects")));
     }
     if summary.pending_bytes > 0 {
         let when = if summary.retained > 0 { "as soon as the target allows it" } else { "after the grace period" };

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use clap::{ArgAction, Args, ValueHint};
 
 use super::exit::NoSecret;
-use super::global::{Global, standard_directory};
+use super::global::{Global, service_directory, standard_directory};
 use super::memory;
 use super::passphrase::passphrase;
 use super::repository_arg::{HEADING, RepositoryArg, Use};
@@ -74,7 +74,8 @@ pub(super) struct DiskCacheArgs {
     /// nothing.
     #[arg(long, help_heading = HEADING, value_name = "SIZE", value_parser = parse_size, default_value = "1GiB")]
     disk_cache: u64,
-    /// Keep that cache in DIR [default: /var/cache/brackfs for root, else $XDG_CACHE_HOME/brackfs or ~/.cache/brackfs]
+    /// Keep that cache in DIR [default: $CACHE_DIRECTORY; without it /var/cache/brackfs for root, else
+    /// $XDG_CACHE_HOME/brackfs or ~/.cache/brackfs]
     #[arg(long, help_heading = HEADING, env = "BRACKFS_CACHE_DIR", value_name = "DIR", value_hint = ValueHint::DirPath)]
     cache_dir: Option<PathBuf>,
 }
@@ -106,7 +107,8 @@ impl Opened {
                 std::path::absolute(given)
                     .with_context(|| format!("cannot use the cache directory {}", given.display()))?,
             ),
-            None => standard_directory("/var/cache", "XDG_CACHE_HOME", ".cache"),
+            None => service_directory("CACHE_DIRECTORY")
+                .or_else(|| standard_directory("/var/cache", "XDG_CACHE_HOME", ".cache")),
         };
         if let Some(directory) = directory.filter(|_| is_remote && args.disk_cache > 0) {
             let directory = directory.join(repository.id().to_string());

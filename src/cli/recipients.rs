@@ -106,7 +106,7 @@ fn list(args: &ListArgs, global: &Global) -> Result<ExitCode> {
             let user_id = recipient.user_id().unwrap_or_default();
             output::result(format!("{fingerprint}  {}  {user_id}", until(recipient)).trim_end())?;
             if let Some(problem) = problem {
-                output::message(format!("brackfs: {problem}"));
+                output::error(format!("brackfs: {problem}"));
             }
         }
     }

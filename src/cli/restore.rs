@@ -15,7 +15,6 @@ use super::output;
 use super::reader_args::{DiskCacheArgs, DiskCaching, ReaderArgs, SMALL_CACHE, select};
 use super::show::size;
 use super::signals::stop_soon_on_signals;
-use super::terminal::is_interactive;
 use crate::archive::Selector;
 use crate::monitor::{Monitor, Total, count};
 use crate::restore::{self, Conflict, Options};
@@ -154,7 +153,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
             "problems": summary.problems,
         });
         output::result(object)?;
-    } else if !global.quiet && (is_interactive() || global.verbose) {
+    } else if global.shows_summary(false) {
         let (files, bytes) = (summary.files, size(summary.bytes));
         let what = if args.dry_run { "would be restored" } else { "restored" };
         let (files, directories) =

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::ValueEnum;
@@ -15,10 +16,10 @@ use super::record;
 use super::repository_arg::{ResolvedRepository, Use};
 use super::show;
 use super::signals::stop_on_signals;
-use super::terminal::is_interactive;
+use super::systemd;
 use crate::config::{SourceConfig, TargetConfig};
-use crate::job::{Caller, Environment, Failed, Job, Journal, Row, Step, ping, worst};
-use crate::monitor::Monitor;
+use crate::job::{Caller, Counts, Environment, Failed, Job, Journal, Outcome, Row, Step, ping, worst};
+use crate::monitor::{Monitor, count};
 use crate::repository::Repository;
 use crate::storage::{Ahead, Location};
 
@@ -29,7 +30,8 @@ use crate::storage::{Ahead, Location};
 /// prune.every are pruned. Hooks run before and after. See brackfs-config(5).
 ///
 /// If a step fails, the steps that need it are skipped, and all others are done. At the end a table shows each step. On a
-/// terminal it is always printed, otherwise only if there was a failure or a problem.
+/// terminal it is always printed, otherwise only if there was a failure or a problem. The journal of systemd gets a line about the
+/// whole run, and one for each step with a failure or a problem, with their priorities.
 ///
 /// All steps are recorded in the state directory.
 #[derive(Debug, clap::Args)]
@@ -132,6 +134,7 @@ impl Caller for Program<'_> {
 }
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
+    let begun = Instant::now();
     let config = global.required_config()?;
     let mut sources: Vec<_> = match args.sources.is_empty() {
         true => config.sources.iter().collect(),
@@ -186,10 +189,44 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
             "steps": rows.len(),
             "code": code,
         }))?;
-    } else if code != 0 || !global.quiet && (is_interactive() || global.verbose || args.dry_run) {
+    } else if systemd::has_journal() {
+        report_to_journal(&rows, begun.elapsed(), global.quiet);
+    } else if code != 0 || global.shows_summary(args.dry_run) {
         lines(&rows).iter().for_each(output::message);
     }
+    systemd::set_status(&in_one_line(&rows, begun.elapsed()));
     Ok(ExitCode::from(code))
+}
+
+/// Writes the steps that did not go well, and one line about all of them.
+fn report_to_journal(rows: &[Row], duration: Duration, quiet: bool) {
+    for (row, line) in rows.iter().zip(lines(rows)) {
+        match row.outcome {
+            Outcome::Failed(_) => output::error(line),
+            Outcome::Partial(_) => output::warning(line),
+            Outcome::Done(_) | Outcome::Skipped(_) => {}
+        }
+    }
+    if !quiet {
+        output::message(in_one_line(rows, duration));
+    }
+}
+
+/// The steps of a run, and what its backups found and stored.
+fn in_one_line(rows: &[Row], duration: Duration) -> String {
+    let number = |word: &str| rows.iter().filter(|row| row.outcome.word() == word).count();
+    let counts = ["problems", "skipped", "failed"].map(|word| (word, number(word))).into_iter();
+    let done = format!("{} of {} done", number("done"), count(rows.len() as u64, "step", "steps"));
+    let others = counts.filter(|(_, number)| *number > 0).map(|(word, number)| match word {
+        "problems" => format!("{number} with problems"),
+        word => format!("{number} {word}"),
+    });
+    let steps = std::iter::once(done).chain(others).collect::<Vec<_>>().join(", ");
+    let sum = |counter: fn(&Counts) -> u64| rows.iter().filter_map(|row| row.counts.as_ref()).map(counter).sum::<u64>();
+    let (files, bytes, stored) = (sum(|it| it.files), sum(|it| it.bytes), sum(|it| it.stored_bytes));
+    let files = count(files, "file", "files");
+    let (bytes, stored) = (show::size(bytes), show::size(stored));
+    format!("{steps}; {files}, {bytes}, {stored} stored in {}", show::clock(duration))
 }
 
 fn as_json(row: &Row) -> serde_json::Value {

@@ -73,7 +73,7 @@ fn stop_within(grace: Duration) -> Result<Arc<AtomicBool>> {
             interrupt().set();
             thread::sleep(grace);
             let seconds = grace.as_secs();
-            output::message(format!("brackfs: interrupted, and killed because it did not end within {seconds} s"));
+            output::error(format!("brackfs: interrupted, and killed because it did not end within {seconds} s"));
             std::process::exit(INTERRUPTED.into());
         }
     };

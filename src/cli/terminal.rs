@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
-use super::output;
+use super::output::{self, Priority};
 use super::progress::Status;
 use super::show::{self, printable};
 use super::signals::INTERRUPTED;
+use super::systemd;
 use super::ticker::{Tick, Ticker};
 use crate::failure::worded;
 use crate::monitor::{Monitor, Progress};
@@ -20,6 +21,8 @@ use crate::monitor::{Monitor, Progress};
 const INTERVAL: Duration = Duration::from_millis(100);
 /// Interval of status objects with --json.
 const JSON_INTERVAL: Duration = Duration::from_secs(1);
+/// Interval of the status for systemd.
+const STATUS_INTERVAL: Duration = Duration::from_secs(3);
 /// Width of a terminal that does not report it.
 const COLUMNS: usize = 80;
 
@@ -31,8 +34,8 @@ pub(super) fn announce(message: &str) {
     let shown = SHOWN.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
     let line = printable(&format!("brackfs: {}", worded(message))).into_owned();
     match shown {
-        Some(view) => view.message(&line),
-        None => output::message(line),
+        Some(view) => view.message(Priority::Warning, &line),
+        None => output::warning(line),
     }
 }
 
@@ -52,8 +55,11 @@ pub(super) struct Terminal {
 /// The parts that the reporter thread shares.
 struct View {
     json: bool,
+    quiet: bool,
     bar: ProgressBar,
     progress: Progress,
+    /// When the service manager was told about the progress.
+    told: Mutex<Option<Instant>>,
 }
 
 impl Terminal {
@@ -67,7 +73,7 @@ impl Terminal {
         if let Ok(style) = ProgressStyle::with_template("{wide_msg}") {
             bar.set_style(style);
         }
-        let view = Arc::new(View { json, bar, progress: Progress::default() });
+        let view = Arc::new(View { json, quiet, bar, progress: Progress::default(), told: Mutex::new(None) });
         Terminal { quiet, verbose, view, ticker: Mutex::new(None) }
     }
 
@@ -76,7 +82,7 @@ impl Terminal {
         let interval = match (self.quiet, self.view.json, self.view.bar.is_hidden()) {
             (false, true, _) => Some(JSON_INTERVAL),
             (false, false, false) => Some(INTERVAL),
-            _ => None,
+            _ => systemd::takes_status().then_some(STATUS_INTERVAL),
         };
         *SHOWN.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&self.view);
         let (view, started) = (self.view.clone(), Instant::now());
@@ -95,20 +101,33 @@ impl Terminal {
 
 impl View {
     /// Writes a line above the progress line.
-    fn message(&self, line: &str) {
-        self.bar.suspend(|| output::message(line));
+    fn message(&self, priority: Priority, line: &str) {
+        self.bar.suspend(|| output::write(priority, line));
+    }
+
+    /// Tells the service manager about the progress, but not too often.
+    fn tell(&self, status: &Status) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if systemd::takes_status() && told.is_none_or(|told| told.elapsed() >= STATUS_INTERVAL) {
+            systemd::set_status(&status.brief());
+            *told = Some(Instant::now());
+        }
     }
 
     fn show(&self, tick: &Tick, elapsed: Duration) {
         let status = Status { look: self.progress.snapshot(), elapsed };
         match (tick, self.json) {
-            (Tick::Signal, true) => self.message(&show::json(&status.json())),
-            (Tick::Signal, false) => self.message(&format!("brackfs: {}", status.sentence())),
-            // A broken pipe is reported when the result is written.
-            (Tick::Interval, true) => _ = output::result(show::json(&status.json())),
-            (Tick::Interval, false) => {
-                self.bar.set_message(status.line(columns()));
-                self.bar.tick();
+            (Tick::Signal, true) => self.message(Priority::Info, &show::json(&status.json())),
+            (Tick::Signal, false) => self.message(Priority::Info, &format!("brackfs: {}", status.sentence())),
+            (Tick::Interval, json) => {
+                self.tell(&status);
+                if json && !self.quiet {
+                    // A broken pipe is reported when the result is written.
+                    _ = output::result(show::json(&status.json()));
+                } else if !self.bar.is_hidden() {
+                    self.bar.set_message(status.line(columns()));
+                    self.bar.tick();
+                }
             }
         }
     }
@@ -120,18 +139,24 @@ impl Monitor for Terminal {
         let shown = path.to_string_lossy();
         if self.view.json {
             let object = json!({ "message_type": "error", "path": shown, "message": message });
-            self.view.message(&show::json(&object));
+            self.view.message(Priority::Warning, &show::json(&object));
         } else if message.contains(&*shown) {
             // The message names the path already.
-            self.view.message(&format!("brackfs: {}", printable(message)));
+            self.view.message(Priority::Warning, &format!("brackfs: {}", printable(message)));
         } else {
-            self.view.message(&printable(&format!("brackfs: {shown}: {message}")));
+            self.view.message(Priority::Warning, &printable(&format!("brackfs: {shown}: {message}")));
         }
     }
 
     fn note(&self, message: &str) {
         if !self.quiet {
-            self.view.message(&printable(&format!("brackfs: {}", worded(message))));
+            self.view.message(Priority::Warning, &printable(&format!("brackfs: {}", worded(message))));
+        }
+    }
+
+    fn remark(&self, message: &str) {
+        if self.verbose || is_interactive() {
+            self.note(message);
         }
     }
 
@@ -145,7 +170,7 @@ impl Monitor for Terminal {
             // A broken pipe is reported when the result is written.
             let _ = output::result(show::json(&object));
         } else {
-            self.view.message(&printable(&format!("{what} {item}")));
+            self.view.message(Priority::Info, &printable(&format!("{what} {item}")));
         }
     }
 

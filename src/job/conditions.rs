@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use super::outcome::{Failed, Outcome};
 use crate::config::{Conditions, Missing};
-use crate::source::MountTable;
+use crate::sys::mountinfo::{self, MountInfo};
 
 /// The power supplies of this machine.
 const SUPPLIES: &str = "/sys/class/power_supply";
@@ -35,8 +35,26 @@ pub(super) fn obstacle(conditions: &Conditions) -> Option<Outcome> {
 fn is_mount_point(path: &Path) -> bool {
     // The table has no symbolic links.
     let Ok(path) = fs::canonicalize(path) else { return false };
-    let Ok(mounts) = MountTable::read() else { return false };
-    mounts.find(&path).1.is_some_and(|place| place.mounted().is_some())
+    mountinfo::read().is_ok_and(|table| is_mounted(&mountinfo::mounts(&table).collect::<Vec<_>>(), &path))
+}
+
+/// Whether the table has a mount on a path. A directory that is mounted on itself does not count: systemd does this to make it
+/// writable for a service.
+fn is_mounted(table: &[MountInfo<'_>], path: &Path) -> bool {
+    // Of several mounts on one directory, the last one is visible.
+    let mut mounts = table.iter().filter(|mount| mount.mount_point() == path);
+    mounts.any(|mount| {
+        let parent = table.iter().find(|parent| parent.id == mount.parent && parent.id != mount.id);
+        !parent.is_some_and(|parent| is_itself(mount, parent))
+    })
+}
+
+/// Whether a mount shows the same directory as the mount that it is on.
+fn is_itself(mount: &MountInfo<'_>, parent: &MountInfo<'_>) -> bool {
+    let below = mount.mount_point();
+    let below = below.strip_prefix(parent.mount_point()).ok();
+    mount.device == parent.device
+        && below.is_some_and(|below| parent.mounted_folder().join(below) == mount.mounted_folder())
 }
 
 /// Whether a machine that has a battery lacks other power. What the kernel does not tell does not count.
@@ -104,6 +122,20 @@ mod tests {
     fn answers_of_networkmanager() {
         assert!(says_metered("u 1\n") && says_metered("u 3"));
         assert!(!says_metered("u 0") && !says_metered("u 2") && !says_metered("u 4") && !says_metered(""));
+    }
+
+    #[test]
+    fn a_directory_that_is_mounted_on_itself_is_not_a_mount_point() {
+        let table = b"1 0 8:1 / / rw - ext4 /dev/sda1 rw\n\
+            2 1 8:1 /srv/empty /srv/empty rw - ext4 /dev/sda1 rw\n\
+            3 1 8:1 /srv/data /data rw - ext4 /dev/sda1 rw\n\
+            4 1 8:2 / /mnt/a\\040b rw - ext4 /dev/sdb1 rw\n\
+            5 4 8:2 / /mnt/a\\040b rw - ext4 /dev/sdb1 rw\n\
+            6 3 8:1 /srv/data/x /data/x rw - ext4 /dev/sda1 rw\n";
+        let table: Vec<_> = mountinfo::mounts(table).collect();
+        let is_mounted = |path: &str| is_mounted(&table, Path::new(path));
+        assert!(is_mounted("/") && is_mounted("/data") && is_mounted("/mnt/a b"));
+        assert!(!is_mounted("/srv/empty") && !is_mounted("/data/x") && !is_mounted("/srv"));
     }
 
     #[test]

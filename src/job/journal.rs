@@ -4,7 +4,6 @@
 
 use std::fs::OpenOptions;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -12,6 +11,7 @@ use rusqlite::{Connection, OptionalExtension, ToSql, params};
 
 use super::outcome::{Counts, Ending, Row, Step};
 use crate::format::RepositoryId;
+use crate::sys::owner::open_private;
 
 /// The name of the file.
 const FILE: &str = "journal.sqlite";
@@ -261,10 +261,7 @@ fn make(path: &Path) -> io::Result<()> {
     if let Some(folder) = path.parent() {
         crate::state::create_folder(folder)?;
     }
-    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-        _ => Ok(()),
-    }
+    open_private(path, OpenOptions::new().write(true)).map(drop)
 }
 
 fn seconds(time: SystemTime) -> i64 {

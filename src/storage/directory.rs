@@ -27,7 +27,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use uuid::Uuid;
 
-use crate::sys::{append_at, sync_folder};
+use crate::sys::{append_at, owner, sync_folder};
 
 use super::contract::{Capabilities, Ended, ObjectInfo, Stamp, Storage};
 use super::error::{Error, ErrorKind};
@@ -193,6 +193,8 @@ impl DirectoryStorage {
                 Err(Errno::EXIST) => {}
                 made => {
                     made?;
+                    let made = openat(&at, name, FOLDER | OFlags::NOFOLLOW, Mode::empty())?;
+                    owner::follow(made, &at);
                     // A folder becomes durable when its parent is synced.
                     self.sync_folder(at.as_fd())?;
                 }
@@ -359,7 +361,10 @@ impl Storage for DirectoryStorage {
         let folder = self.folder_for(name).map_err(|e| self.failed("write", name, e))?;
         if self.nameless.load(Ordering::Relaxed) {
             match openat(&folder, ".", OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC, MODE) {
-                Ok(fd) => return Ok(Spool::in_folder(fd.into(), name, run, Home::new(folder, None))),
+                Ok(fd) => {
+                    owner::follow(&fd, &folder);
+                    return Ok(Spool::in_folder(fd.into(), name, run, Home::new(folder, None)));
+                }
                 Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOENT | Errno::NOSYS) => {}
                 Err(e) => return Err(self.failed("write", name, e)),
             }
@@ -535,8 +540,9 @@ fn knows_no_links(error: Errno) -> bool {
 fn temporary_file(name: &str, folder: OwnedFd, run: Uuid) -> Result<Spool, Errno> {
     let temporary = temporary_name(run);
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = openat(&folder, &temporary, flags, MODE)?.into();
-    Ok(Spool::in_folder(file, name, run, Home::new(folder, Some(temporary))))
+    let file = openat(&folder, &temporary, flags, MODE)?;
+    owner::follow(&file, &folder);
+    Ok(Spool::in_folder(file.into(), name, run, Home::new(folder, Some(temporary))))
 }
 
 /// Returns the names in a folder and their types. Invalid UTF-8 is replaced; names used by brackfs are ASCII, so such a

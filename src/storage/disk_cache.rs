@@ -11,9 +11,8 @@
 //! The cache is best effort: if it cannot be read or written, everything is read from the target.
 
 use std::collections::HashSet;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -25,6 +24,7 @@ use uuid::Uuid;
 use super::contract::{Capabilities, Ended, ObjectInfo, Stamp, Storage};
 use super::error::Error;
 use super::spool::Spool;
+use crate::sys::owner::{create_folders, create_private, open_private};
 
 /// Bytes of a hash.
 const HASH: usize = blake3::OUT_LEN;
@@ -75,8 +75,10 @@ impl DiskCache {
         let (used, removal, marked) = (AtomicU64::new(0), Mutex::new(()), Mutex::default());
         let cache = DiskCache { inner, directory, prefix, limit, fills, used, removal, marked };
         if fills {
-            let made = DirBuilder::new().recursive(true).mode(0o700).create(&cache.directory);
-            _ = made.and_then(|()| fs::write(cache.directory.join("CACHEDIR.TAG"), TAG));
+            let tag = cache.directory.join("CACHEDIR.TAG");
+            let made =
+                create_folders(&cache.directory).and_then(|()| open_private(&tag, OpenOptions::new().write(true)));
+            _ = made.and_then(|mut file| file.write_all(TAG.as_bytes()));
             // Other limits may have been in force before.
             cache.make_room();
         }
@@ -253,10 +255,10 @@ fn read_verified(file: &mut File, length: usize, bytes: &mut Vec<u8>) -> bool {
 
 /// Writes a range to a file that gets its name when it is complete.
 fn write(folder: &Path, range: &str, bytes: &[u8]) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    create_folders(folder)?;
     let unfinished = folder.join(format!("{UNFINISHED}{}", Uuid::new_v4()));
     let fill = || {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished)?;
+        let mut file = create_private(&unfinished)?;
         file.write_all(bytes)?;
         file.write_all(blake3::hash(bytes).as_bytes())?;
         fs::rename(&unfinished, folder.join(range))
@@ -304,7 +306,7 @@ fn folders(directory: &Path) -> impl Iterator<Item = PathBuf> {
 
 /// Makes an empty file, readable by its user only, unless there is one.
 fn mark(path: &Path) -> io::Result<()> {
-    OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path).map(drop)
+    open_private(path, OpenOptions::new().write(true)).map(drop)
 }
 
 #[cfg(test)]

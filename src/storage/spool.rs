@@ -3,10 +3,10 @@
 //! For a directory the file is the final one: it is on the target's file system and later gets the object's name. For other
 //! storage it is an unnamed file on this machine, from [`Spools`], which bounds the number and the size of such files.
 
-use std::fs::{DirBuilder, File};
+use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 use super::error::{Error, ErrorKind};
 use super::pace::Pace;
+use crate::sys::owner::create_folders;
 
 /// An object being written. Its bytes are in a file, not in memory. Dropping it removes the file.
 ///
@@ -213,7 +214,7 @@ impl Spools {
         let Some(folder) = &self.folder else { return tempfile::tempfile() };
         match tempfile::tempfile_in(folder) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+                create_folders(folder)?;
                 tempfile::tempfile_in(folder)
             }
             file => file,

@@ -10,7 +10,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 use tempfile::Builder;
 
-use super::sync_folder;
+use super::{owner, sync_folder};
 
 /// The effect of a write if the file exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,9 +24,27 @@ pub(crate) enum IfExists {
 /// Writes a file atomically and durably: after an error or a crash, the path has the whole new file or what it had before.
 /// Parallel writers do not mix; the last one wins.
 pub(crate) fn write_file(path: &Path, bytes: &[u8], mode: u32, if_exists: IfExists) -> io::Result<()> {
+    write(path, bytes, mode, if_exists, |_, _| ())
+}
+
+/// The same for a file that follows the owner of its folder.
+pub(crate) fn write_owned_file(path: &Path, bytes: &[u8], mode: u32, if_exists: IfExists) -> io::Result<()> {
+    write(path, bytes, mode, if_exists, |file, folder| {
+        File::open(folder).iter().for_each(|folder| owner::follow(file, folder));
+    })
+}
+
+fn write(
+    path: &Path,
+    bytes: &[u8],
+    mode: u32,
+    if_exists: IfExists,
+    prepare: impl FnOnce(&File, &Path),
+) -> io::Result<()> {
     let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
     // A random name: in two containers, processes with one id may write to the same directory.
     let mut file = Builder::new().prefix(".brackfs-").permissions(Permissions::from_mode(mode)).tempfile_in(folder)?;
+    prepare(file.as_file(), folder);
     file.write_all(bytes)?;
     file.as_file().sync_all()?;
     match if_exists {

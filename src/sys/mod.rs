@@ -3,10 +3,12 @@
 //!
 //! - [`durable`]: durable writes of small files
 //! - [`mountinfo`]: the kernel's table of mounts
+//! - [`owner`]: the owner of what root writes for another user
 //! - [`reserve`]: space that can be given up when the disk is full
 
 pub(crate) mod durable;
 pub(crate) mod mountinfo;
+pub(crate) mod owner;
 pub(crate) mod process_group;
 pub(crate) mod reserve;
 

@@ -58,6 +58,11 @@ impl<'t> MountInfo<'t> {
         unescape(self.point)
     }
 
+    /// The directory of the file system that is mounted, without escapes.
+    pub(crate) fn mounted_folder(&self) -> PathBuf {
+        unescape(self.root)
+    }
+
     /// Whether the mount has this flag, such as `nosuid`.
     pub(crate) fn has_flag(&self, flag: &str) -> bool {
         self.flags.split(|byte| *byte == b',').any(|there| there == flag.as_bytes())

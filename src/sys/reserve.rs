@@ -2,13 +2,14 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
 use rustix::io::Errno;
 
 use super::durable::sync_path;
+use super::owner::open_private;
 
 /// The name of the file.
 pub(crate) const NAME: &str = "reserve";
@@ -53,9 +54,7 @@ impl Reserve {
     }
 
     fn fill(&self, size: u64) -> io::Result<()> {
-        let mut options = OpenOptions::new();
-        let file = options.write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
-        let mut file = file.open(&self.path)?;
+        let mut file = open_private(&self.path, OpenOptions::new().write(true))?;
         let found = file.metadata()?;
         if found.blocks() * BLOCK >= size {
             return Ok(());

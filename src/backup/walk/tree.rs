@@ -507,7 +507,7 @@ impl<'a> SourceWalk<'a> {
             Passage::Skip => None,
             Passage::SkipOwn => {
                 let path = here.directory.child_path(name);
-                self.monitor.note(&format!("{} belongs to brackfs itself and is left empty", path.display()));
+                self.monitor.remark(&format!("{} belongs to brackfs itself and is left empty", path.display()));
                 None
             }
         }
