@@ -35,7 +35,7 @@ fn is_root(command: &Command) -> bool {
 
 /// Whether the command may ask for a passphrase.
 fn may_ask(command: &Command) -> bool {
-    has(command, "key") || is(command, &["init", "generate"])
+    has(command, "key") || is(command, &["init", "generate", "setup"])
 }
 
 /// The terms that apply, with their text.
@@ -97,6 +97,7 @@ mean the same as
 const INTERRUPTIBLE: &[&str] = &[
     "backup",
     "run",
+    "setup",
     "restore",
     "check",
     "rebuild",
@@ -124,7 +125,7 @@ pub fn exit_codes(command: &Command) -> Vec<(String, String)> {
     let partly = match command.get_name() {
         "prune" => "Done, but some packs are damaged; they were reported and stay.",
         "forget" => "Done, but with \\-\\-prune, some packs are damaged; they were reported and stay.",
-        "run" => {
+        "run" | "setup" => {
             "Done, but there were problems, such as files that could not be read or a source that lost most of its files; they were reported."
         }
         "status" => "A backup was never completed.",
@@ -165,12 +166,15 @@ pub fn exit_codes(command: &Command) -> Vec<(String, String)> {
             },
             true,
         ),
-        ("3", partly, root || may_prune || is(command, &["backup", "run", "status"])),
-        ("10", "The repository does not exist.", root || has(command, "repo") || is(command, &["run"])),
+        ("3", partly, root || may_prune || is(command, &["backup", "run", "setup", "status"])),
+        ("10", "The repository does not exist.", root || has(command, "repo") || is(command, &["run", "setup"])),
         (
             "11",
             "Locked: another run is writing to the repository.",
-            root || is(command, &["backup", "run", "rebuild", "update", "adopt", "forget", "hold", "release", "prune"]),
+            root || is(
+                command,
+                &["backup", "run", "setup", "rebuild", "update", "adopt", "forget", "hold", "release", "prune"],
+            ),
         ),
         ("12", "The key or the passphrase is wrong or missing.", root || may_ask(command) || is(command, &["run"])),
         ("130", "Interrupted by SIGINT, SIGTERM or SIGHUP.", root || is(command, INTERRUPTIBLE)),
@@ -220,12 +224,12 @@ pub fn environment(command: &Command, commands: &[Command]) -> Vec<(String, Stri
         (
             "NOTIFY_SOCKET, JOURNAL_STREAM",
             "Set by systemd for services.\nThe progress is shown by\n.BR \"systemctl status\" .\nMessages for the journal begin with their priority: <3> for errors, <4> for warnings, and <6> for the rest.",
-            root || is(command, &["backup", "run"]),
+            root || is(command, &["backup", "run", "setup"]),
         ),
         (
             "TMPDIR",
             "The directory for unnamed temporary files. The default is /var/tmp, or /tmp if /var/tmp does not exist.",
-            root || is(command, &["backup", "run", "restore", "dump", "check"]),
+            root || is(command, &["backup", "run", "setup", "restore", "dump", "check"]),
         ),
         (
             "XDG_CACHE_HOME",
@@ -235,7 +239,7 @@ pub fn environment(command: &Command, commands: &[Command]) -> Vec<(String, Stri
         (
             "XDG_CONFIG_HOME",
             "The parent of the directory of the configuration, except for root; see\n.BR \\-\\-config .",
-            root || is_of_config(command) || has(command, "repo") || is(command, &["run", "status"]),
+            root || is_of_config(command) || has(command, "repo") || is(command, &["run", "setup", "status"]),
         ),
         (
             "NO_COLOR",
@@ -266,6 +270,7 @@ pub fn related(command: &Command) -> &'static [&'static str] {
     match command.get_name() {
         _ if is_of_config(command) => &["config-init", "config-check", "config-show", "config-unit", "run"],
         "init" | "generate" | "backup" => &["key-generate", "init", "backup", "snapshots", "check"],
+        "setup" => &["config-check", "config-unit", "init", "run", "restore"],
         "run" => &["status", "config-check", "backup", "forget", "prune"],
         "status" => &["run", "snapshots", "stats", "check", "recipients-update"],
         "umount" => &["mount"],
@@ -287,7 +292,7 @@ pub fn further(command: &Command) -> &'static [(&'static str, &'static str)] {
         "mount" => {
             &[("fusermount3", "1"), ("mount.brackfs", "8"), ("mount.fuse3", "8"), TARGETS, ("brackfs-security", "7")]
         }
-        "run" => &[CONFIG, ("crontab", "5"), TARGETS, ("brackfs-security", "7")],
+        "run" | "setup" => &[CONFIG, ("crontab", "5"), TARGETS, ("brackfs-security", "7")],
         "status" => &[CONFIG],
         "umount" => &[("fusermount3", "1"), ("umount", "8")],
         "check" => &[("b3sum", "1"), ("brackfs-format", "5"), TARGETS, ("brackfs-security", "7")],

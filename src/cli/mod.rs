@@ -56,6 +56,7 @@ mod record;
 mod repository_arg;
 mod restore;
 mod run;
+mod setup;
 mod show;
 mod signals;
 mod snapshots;
@@ -107,6 +108,7 @@ enum Command {
     /// Make an owner's key
     #[command(subcommand)]
     Key(key::KeyCommand),
+    Setup(setup::Args),
     Init(init::Args),
     Backup(Box<backup::Args>),
     Run(run::Args),
@@ -213,6 +215,7 @@ impl Command {
     fn name(&self) -> &'static str {
         match self {
             Command::Key(_) => "key",
+            Command::Setup(_) => "setup",
             Command::Init(_) => "init",
             Command::Backup(_) => "backup",
             Command::Run(_) => "run",
@@ -261,6 +264,7 @@ impl Command {
 fn run(command: Command, global: &Global) -> anyhow::Result<ExitCode> {
     match command {
         Command::Key(command) => key::run(&command, global),
+        Command::Setup(args) => run_in_thread(|| setup::run(&args, global)),
         Command::Init(args) => init::run(&args, global),
         Command::Backup(args) => run_in_thread(|| backup::run(&args, global)),
         Command::Run(args) => run_in_thread(|| run::run(&args, global)),

@@ -75,6 +75,13 @@ pub(super) struct Args {
     json: bool,
 }
 
+impl Args {
+    /// The backups of these sources, and nothing else.
+    pub(super) fn backups_of(sources: Vec<String>) -> Self {
+        Args { sources, only: Some(Only::Backup), allow_shrink: false, force: false, dry_run: false, json: false }
+    }
+}
+
 /// A kind of step that can be chosen.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Only {
@@ -214,7 +221,7 @@ fn report_to_journal(rows: &[Row], duration: Duration, quiet: bool) {
 
 /// The steps of a run, and what its backups found and stored.
 fn in_one_line(rows: &[Row], duration: Duration) -> String {
-    let number = |word: &str| rows.iter().filter(|row| row.outcome.word() == word).count();
+    let number = |word: &str| rows.iter().filter(|row| row.outcome.ending().name() == word).count();
     let counts = ["problems", "skipped", "failed"].map(|word| (word, number(word))).into_iter();
     let done = format!("{} of {} done", number("done"), count(rows.len() as u64, "step", "steps"));
     let others = counts.filter(|(_, number)| *number > 0).map(|(word, number)| match word {

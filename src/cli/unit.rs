@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::Path;
 
+use anyhow::{Context, Result};
+
 use crate::config::{Conditions, Config, Missing, Secret, SourceConfig, TargetConfig};
 use crate::storage::LocationKind;
 
@@ -54,6 +56,12 @@ pub(super) fn drop_in(config: &Config, file: &Path) -> String {
         line(&format!("LoadCredential={name}:/etc/brackfs/credentials/{name}"));
     }
     text
+}
+
+/// This program as the first word of `ExecStart=`.
+pub(super) fn program(path: &Path) -> Result<String> {
+    let text = path.to_str().with_context(|| format!("the path of this program is not UTF-8: {}", path.display()))?;
+    Ok(quoted("", Path::new(text)).replace('$', "$$"))
 }
 
 /// Why the service must run as root.

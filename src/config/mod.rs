@@ -75,7 +75,15 @@ impl Config {
     /// Reads a file, and those in `conf.d` beside it.
     pub fn load(file: &Path) -> Result<Self, Error> {
         let file = std::path::absolute(file).map_err(|source| Error::Read { path: file.to_owned(), source })?;
-        let texts = files::read(&file)?;
+        Config::of_texts(&files::read(&file)?)
+    }
+
+    /// Parses the text that is to be written to a file. The path must be absolute.
+    pub fn parse(file: &Path, text: &str) -> Result<Self, Error> {
+        Config::of_texts(&[files::Text { file: file.into(), text: text.to_owned() }])
+    }
+
+    fn of_texts(texts: &[files::Text]) -> Result<Self, Error> {
         let mut mistakes = Mistakes::default();
         let tables: Vec<_> = texts.iter().map(|text| Table::parse(&text.file, &text.text, &mut mistakes)).collect();
         // After a syntax error, other mistakes may be spurious.

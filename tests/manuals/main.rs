@@ -245,8 +245,13 @@ fn examples_are_valid_command_lines() {
 fn the_page_of_brackfs_lists_all_message_types() {
     let page = page::all().remove("brackfs.1").expect("brackfs.1");
     let mut seen = 0;
-    for entry in fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src/cli")).expect("src/cli") {
-        let code = fs::read_to_string(entry.expect("entry of src/cli").path()).expect("source");
+    let mut left = vec![PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/src/cli"))];
+    while let Some(path) = left.pop() {
+        if path.is_dir() {
+            left.extend(fs::read_dir(path).expect("folder").map(|entry| entry.expect("entry of src/cli").path()));
+            continue;
+        }
+        let code = fs::read_to_string(path).expect("source");
         for part in code.split("\"message_type\": \"").skip(1) {
             let kind = part.split('"').next().expect("kind");
             seen += 1;

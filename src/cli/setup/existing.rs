@@ -1,0 +1,49 @@
+//! What is there already.
+
+use std::path::Path;
+
+use anyhow::Result;
+
+use super::super::exit;
+use super::super::global::Global;
+use super::super::repository_arg::{ResolvedRepository, Use};
+use crate::config::{Config, SourceConfig, TargetConfig};
+use crate::failure::FailureKind;
+use crate::format::RepositoryId;
+use crate::job::{Journal, Step};
+use crate::state::RepositoryState;
+
+/// The repository of a target, if this machine writes to it. `None` if there is none.
+pub(super) fn repository_of(target: &TargetConfig, state: &Path, global: &Global) -> Result<Option<RepositoryId>> {
+    let repository = match ResolvedRepository::of(target, global).open(Use::Command, global, Vec::new()) {
+        Ok(repository) => repository,
+        Err(error) if exit::kind(&error) == FailureKind::NoRepository => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let (id, location) = (repository.id(), &target.location);
+    match RepositoryState::new(state, id).host_key()? {
+        Some(_) => Ok(Some(id)),
+        None => anyhow::bail!(
+            "there is a repository at {location} that this machine does not write to; choose another place, or take it over with \
+             `brackfs adopt`"
+        ),
+    }
+}
+
+/// The sources that lack a backup on one of their targets.
+pub(super) fn without_backup(config: &Config, state: &Path) -> Vec<String> {
+    let latest = match Journal::open_existing(state) {
+        Ok(Some(journal)) => journal.latest().unwrap_or_default(),
+        _ => Vec::new(),
+    };
+    let is_made = |source: &str, target: &str| {
+        latest.iter().any(|it| {
+            it.step == Step::Backup.name()
+                && it.succeeded.is_some()
+                && it.source.as_deref() == Some(source)
+                && it.target.as_deref() == Some(target)
+        })
+    };
+    let lacks = |source: &&SourceConfig| !source.to.iter().all(|target| is_made(&source.name, target));
+    config.sources.iter().filter(lacks).map(|source| source.name.clone()).collect()
+}

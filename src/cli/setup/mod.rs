@@ -1,0 +1,346 @@
+//! `brackfs setup`
+//!
+//! First the questions, then the plan, then the steps. Until the plan is confirmed, nothing is written. What is there already is kept,
+//! so a setup that failed can be run again.
+//!
+//! - [`ask`]: questions on a terminal
+//! - [`draft`]: the configuration, from the answers
+//! - [`existing`]: what is there already
+//! - [`timer`]: the service and its timer
+//! - [`page`]: what to keep for a restore
+
+mod ask;
+mod draft;
+mod existing;
+mod page;
+mod timer;
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use nix::unistd::User;
+
+use self::ask::Asker;
+use self::draft::{Draft, absolute, checked_paths, checked_repository};
+use self::existing::{repository_of, without_backup};
+use self::timer::{Schedule, Timer};
+use super::exit::Usage;
+use super::global::Global;
+use super::output;
+use super::recipients::read_certificate;
+use super::repository_arg::ResolvedRepository;
+use super::run::{Args as RunArgs, run as run_steps};
+use super::unit;
+use crate::config::{Config, TargetConfig};
+use crate::crypt::{Certificate, Passphrase};
+use crate::init::{Owner, init};
+use crate::monitor::Monitor;
+use crate::state::{RepositoryState, create_folder};
+use crate::storage::LocationKind;
+use crate::sys::durable::{IfExists, write_file};
+
+/// The user of the service.
+const USER: &str = "brackfs";
+
+/// Set up backups: configuration, repository, timer and first backup
+///
+/// On a terminal, setup asks what to back up, where to, who can read the backups, and when. Then it shows what it will do, and asks
+/// whether to go ahead. Until then, nothing is written. Each question has an option; without a terminal, all of them are needed.
+///
+/// It writes the configuration, makes the repository, and makes the first backup. Where systemd runs, it enables a timer; root's
+/// service runs as the user brackfs, who may only read all files. Elsewhere it prints a line for cron. At the end it prints what to
+/// keep for a restore.
+///
+/// What is there already is kept: a configuration, a repository that this machine writes to, an enabled timer, a backup. So after a
+/// failure, run setup again. To change the configuration later, edit it.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  brackfs setup
+  brackfs setup --dry-run
+  brackfs setup --path /etc --path /home --to /mnt/disk/brackfs --recipient owner.key.pub --when daily --yes
+  brackfs setup --path /home --to sftp://me@host/srv/backup --passphrase --when weekly --yes")]
+pub(super) struct Args {
+    /// Back up PATH (repeatable)
+    #[arg(long = "path", value_name = "PATH")]
+    paths: Vec<PathBuf>,
+    /// Make the repository in REPO: a directory, or a URL as for init
+    #[arg(long, value_name = "REPO")]
+    to: Option<String>,
+    /// Read the login for the server from FILE; see brackfs-targets(7)
+    #[arg(long, value_name = "FILE")]
+    credentials: Option<PathBuf>,
+    /// Use the S3 service at URL
+    #[arg(long, value_name = "URL")]
+    endpoint: Option<String>,
+    /// Encrypt to this certificate (repeatable)
+    #[arg(long, value_name = "CERT", conflicts_with = "passphrase")]
+    recipient: Vec<PathBuf>,
+    /// Encrypt to a new key, which is locked with a passphrase and stored in the repository
+    ///
+    /// The passphrase is asked for, or read from BRACKFS_PASSPHRASE and the like.
+    #[arg(long)]
+    passphrase: bool,
+    /// Run backups hourly, daily, weekly, at the times of a calendar event of systemd such as 'Mon..Fri 12:30', or never
+    #[arg(long, value_name = "WHEN")]
+    when: Option<Schedule>,
+    /// Go ahead without asking
+    #[arg(short, long)]
+    yes: bool,
+    /// Show what would be done, and change nothing
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+}
+
+/// What is to be done. What is `None` or empty is there already.
+struct Plan {
+    file: PathBuf,
+    /// The text of a new configuration.
+    text: Option<String>,
+    config: Config,
+    /// The targets whose repositories are to be made.
+    new: Vec<TargetConfig>,
+    /// What they are encrypted to; nothing for a new key with a passphrase.
+    recipients: Vec<Certificate>,
+    timer: Timer,
+    /// How the timer is to be set.
+    schedule: Option<Schedule>,
+    /// The sources without a backup.
+    sources: Vec<String>,
+}
+
+pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
+    let asker = Asker::new();
+    let plan = Plan::make(args, global, &asker)?;
+    let (kept, steps) = plan.described();
+    kept.iter().for_each(|line| output::message(format!("kept: {line}")));
+    steps.iter().for_each(|line| output::message(format!("to do: {line}")));
+    plan.warnings().iter().for_each(|line| output::warning(format!("brackfs: {line}")));
+    if args.dry_run {
+        if let Some(text) = &plan.text {
+            output::result(text.trim_end())?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut code = ExitCode::SUCCESS;
+    if steps.is_empty() {
+        output::message("everything is set up already");
+    } else {
+        let key = plan.key(&asker)?;
+        if !args.yes && !asker.agrees("Go ahead?", "--yes")? {
+            output::message("nothing was changed");
+            return Ok(ExitCode::SUCCESS);
+        }
+        plan.prepare()?;
+        plan.make_repositories(key.as_ref(), global)?;
+        if let Some(schedule) = &plan.schedule {
+            plan.timer.set(schedule, &plan.config, &plan.file)?;
+        }
+        if !plan.sources.is_empty() {
+            code = run_steps(&RunArgs::backups_of(plan.sources.clone()), global)?;
+        }
+    }
+    output::result(page::text(&plan.config, &plan.timer, global)?)?;
+    Ok(code)
+}
+
+/// What a new repository is encrypted to.
+enum Key {
+    Recipients(Vec<Certificate>),
+    Passphrase(Passphrase),
+}
+
+impl Plan {
+    /// Finds what is there, and asks for the rest.
+    fn make(args: &Args, global: &Global, asker: &Asker) -> Result<Self> {
+        let file = std::path::absolute(global.config_path()?)?;
+        let (config, text) = match file.symlink_metadata().is_ok() {
+            true => (Config::load(&file)?, None),
+            false => {
+                let text = draft(args, asker)?.text();
+                (Config::parse(&file, &text)?, Some(text))
+            }
+        };
+        if config.sources.is_empty() {
+            let why = format!("{} has no source; add one, or move the file away for a new one", file.display());
+            return Err(Usage(why).into());
+        }
+        let state = global.state()?;
+        let mut new = Vec::new();
+        for target in &config.targets {
+            if repository_of(target, &state, global)?.is_none() {
+                new.push(target.clone());
+            }
+        }
+        let recipients = match (new.as_slice(), args.recipient.as_slice()) {
+            ([], _) => Vec::new(),
+            (_, []) if args.passphrase => Vec::new(),
+            (_, []) => asker.recipients()?,
+            (_, given) => given.to_vec(),
+        };
+        let recipients = recipients.iter().map(|path| read_certificate(path)).collect::<Result<_>>()?;
+        let timer = Timer::find(&state)?;
+        let schedule = match timer.is_enabled() {
+            true => None,
+            false => match (&args.when, timer.has_systemd()) {
+                (Some(when), _) => Some(when.clone()),
+                (None, true) => Some(asker.schedule()?),
+                // The line for cron is only printed.
+                (None, false) => None,
+            },
+        };
+        let sources = without_backup(&config, &state);
+        let schedule = schedule.filter(|schedule| *schedule != Schedule::Never);
+        Ok(Plan { file, text, config, new, recipients, timer, schedule, sources })
+    }
+
+    /// What is kept, and what is to be done.
+    fn described(&self) -> (Vec<String>, Vec<String>) {
+        let (mut kept, mut steps) = (Vec::new(), Vec::new());
+        let file = self.file.display();
+        match &self.text {
+            Some(_) => steps.push(format!("write the configuration {file}")),
+            None => kept.push(format!("the configuration {file}")),
+        }
+        for target in &self.config.targets {
+            let Some(target) = self.new.iter().find(|new| new.name == target.name) else {
+                kept.push(format!("the repository at {}", target.location));
+                continue;
+            };
+            let recipients: Vec<_> = self.recipients.iter().map(|it| it.fingerprint().to_string()).collect();
+            let key = match recipients.as_slice() {
+                [] => "a new key with a passphrase".to_owned(),
+                recipients => recipients.join(", "),
+            };
+            steps.push(format!("make a repository at {}, encrypted to {key}", target.location));
+        }
+        match (&self.schedule, self.timer.is_enabled()) {
+            (Some(schedule), _) if self.timer.has_systemd() => steps.push(format!("enable brackfs.timer ({schedule})")),
+            (_, true) => kept.push("the timer brackfs.timer".to_owned()),
+            _ => {}
+        }
+        match self.sources.as_slice() {
+            [] => kept.push("the backups made so far".to_owned()),
+            sources => steps.push(format!("make the first backup of {}", sources.join(", "))),
+        }
+        if let Some(user) = self.user()
+            && !steps.is_empty()
+            && !matches!(User::from_name(user), Ok(Some(_)))
+        {
+            steps.insert(0, format!("make the user {user}, who may read all files for the backups"));
+        }
+        (kept, steps)
+    }
+
+    /// What a person should know before going ahead.
+    fn warnings(&self) -> Vec<String> {
+        let device = |path: &Path| path.ancestors().find_map(|path| Some(fs::metadata(path).ok()?.dev()));
+        let paths = || self.config.sources.iter().flat_map(|source| &source.options.selection.paths);
+        let same = self.new.iter().filter_map(|target| match target.location.kind() {
+            LocationKind::Directory(repository) => {
+                let path = paths().find(|path| device(path).is_some_and(|it| Some(it) == device(repository)))?;
+                Some(format!(
+                    "{} is on the same disk as {}: if it breaks, both are lost",
+                    repository.display(),
+                    path.display()
+                ))
+            }
+            _ => None,
+        });
+        same.chain(
+            unit::needs_root(&self.config)
+                .filter(|_| self.timer.is_system())
+                .map(|why| format!("the service runs as root: {why}")),
+        )
+        .collect()
+    }
+
+    /// The key of the new repositories, if there are any.
+    fn key(&self, asker: &Asker) -> Result<Option<Key>> {
+        Ok(match (self.new.as_slice(), self.recipients.as_slice()) {
+            ([], _) => None,
+            (_, []) => Some(Key::Passphrase(asker.new_passphrase()?)),
+            (_, recipients) => Some(Key::Recipients(recipients.to_vec())),
+        })
+    }
+
+    /// The user that the service runs as, if it is not the one that runs this.
+    fn user(&self) -> Option<&'static str> {
+        let is_for_user = self.timer.is_system() && unit::needs_root(&self.config).next().is_none();
+        is_for_user.then_some(USER)
+    }
+
+    /// Makes the user, and writes the configuration.
+    fn prepare(&self) -> Result<()> {
+        let owner = self.user().map(timer::make_user).transpose()?;
+        let Some(text) = &self.text else { return Ok(()) };
+        let failed = || format!("cannot write {}", self.file.display());
+        if let Some(folder) = self.file.parent() {
+            fs::create_dir_all(folder).with_context(failed)?;
+        }
+        // It names commands and places, which are nobody else's business.
+        let mode = if owner.is_some() { 0o640 } else { 0o600 };
+        write_file(&self.file, text.as_bytes(), mode, IfExists::Fail).with_context(failed)?;
+        if let Some(owner) = owner {
+            chown(&self.file, None, Some(owner.gid.as_raw())).with_context(failed)?;
+        }
+        Ok(())
+    }
+
+    fn make_repositories(&self, key: Option<&Key>, global: &Global) -> Result<()> {
+        let Some(key) = key else { return Ok(()) };
+        let state = global.state()?;
+        let owner = self.user().map(timer::make_user).transpose()?;
+        let give = |folder: &Path| -> Result<()> {
+            let Some(owner) = &owner else { return Ok(()) };
+            let failed = || {
+                let folder = folder.display();
+                format!(
+                    "cannot give {folder} to the user {USER}; if its file system has no owners, mount it with uid={USER}"
+                )
+            };
+            let is_given = || fs::metadata(folder).is_ok_and(|found| found.uid() == owner.uid.as_raw());
+            match chown(folder, Some(owner.uid.as_raw()), Some(owner.gid.as_raw())) {
+                Err(error) if !is_given() => Err(error).with_context(failed),
+                _ => Ok(()),
+            }
+        };
+        if owner.is_some() {
+            create_folder(&state).with_context(|| format!("cannot make {}", state.display()))?;
+            give(&state)?;
+        }
+        for target in &self.new {
+            if let LocationKind::Directory(folder) = target.location.kind() {
+                fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+                give(folder)?;
+            }
+            let location = ResolvedRepository::of(target, global).location;
+            let owner = match key {
+                Key::Recipients(certificates) => Owner::Recipients(certificates.clone()),
+                Key::Passphrase(passphrase) => Owner::Passphrase(passphrase.clone()),
+            };
+            let made = init(&location, &state, owner)?;
+            RepositoryState::forget_looks(&state, &location.identity());
+            let monitor = global.monitor(false);
+            made.shortcomings.iter().for_each(|why| monitor.note(&format!("{location}: {why}")));
+        }
+        Ok(())
+    }
+}
+
+/// Takes the answers from the options, and asks for the others.
+fn draft(args: &Args, asker: &Asker) -> Result<Draft> {
+    let paths = match args.paths.as_slice() {
+        [] => asker.paths()?,
+        given => checked_paths(&given.iter().map(PathBuf::as_path).collect::<Vec<_>>()).map_err(Usage)?,
+    };
+    let repository = match &args.to {
+        Some(given) => checked_repository(given).map_err(Usage)?,
+        None => asker.repository()?,
+    };
+    let credentials = args.credentials.as_deref().map(absolute).transpose().map_err(Usage)?;
+    Ok(Draft { paths, repository, credentials, endpoint: args.endpoint.clone() })
+}

@@ -1,0 +1,61 @@
+//! What to keep for a restore, and how to restore.
+
+use std::fmt::Write;
+
+use anyhow::Result;
+
+use super::super::global::Global;
+use super::super::show::printable;
+use super::existing::repository_of;
+use super::timer::Timer;
+use crate::catalog::trust_of;
+use crate::config::{Config, TargetConfig};
+use crate::state::RepositoryState;
+
+/// The page for these backups.
+pub(super) fn text(config: &Config, timer: &Timer, global: &Global) -> Result<String> {
+    let mut text = String::new();
+    // Writing to a string cannot fail.
+    let mut line = |line: &str| _ = writeln!(text, "{}", printable(line));
+    line("\nKEEP THIS, on paper or on another machine.\n");
+    for target in &config.targets {
+        repository(target, global, &mut line)?;
+    }
+    line("To make a backup now:   brackfs run");
+    line(&match (timer.is_system(), timer.has_systemd()) {
+        (true, _) => "To see what happened:   journalctl -u brackfs".to_owned(),
+        (false, true) => "To see what happened:   journalctl --user -u brackfs".to_owned(),
+        _ => "There is no systemd; for a backup every night, add to crontab -e:   17 3 * * *  brackfs run".to_owned(),
+    });
+    Ok(text.trim_end().to_owned())
+}
+
+/// What belongs to the repository of a target.
+fn repository(target: &TargetConfig, global: &Global, line: &mut dyn FnMut(&str)) -> Result<()> {
+    let (state, location) = (global.state()?, &target.location);
+    let Some(id) = repository_of(target, &state, global)? else { return Ok(()) };
+    let kept = RepositoryState::new(&state, id);
+    let Some(trust) = trust_of(&kept.catalog_path(), id)? else { return Ok(()) };
+    line(&format!("Repository   {location}"));
+    line(&format!("Host key     {}", trust.host));
+    line("             On another machine, it proves that a snapshot is yours.");
+    let mut secret = "--key FILE ";
+    if kept.owner_key()?.is_some() {
+        line("Passphrase   __________________________________________");
+        line("             Without it, nobody can read the backups, not even you.");
+        secret = "";
+    } else {
+        for recipient in &trust.recipients {
+            let user = recipient.user_id().map(|user| format!(" ({user})")).unwrap_or_default();
+            line(&format!("Secret key   of the certificate {}{user}", recipient.fingerprint()));
+        }
+        line("             Without it, nobody can read the backups, not even you. Keep copies.");
+    }
+    let host = &trust.host;
+    line("\nTo restore, on any machine with brackfs:");
+    line(&format!("  brackfs snapshots --repo {location} {secret}--signer {host}"));
+    line(&format!("  brackfs restore latest --repo {location} {secret}--to DIR"));
+    line(&format!("  brackfs mount DIR --repo {location} {secret}"));
+    line("Without brackfs, README.txt in the repository says how.\n");
+    Ok(())
+}
