@@ -10,7 +10,7 @@ use super::super::repository_arg::{ResolvedRepository, Use};
 use crate::config::{Config, SourceConfig, TargetConfig};
 use crate::failure::FailureKind;
 use crate::format::RepositoryId;
-use crate::job::{Journal, Step};
+use crate::job::{Ending, Journal, Step, Subject};
 use crate::state::RepositoryState;
 
 /// The repository of a target, if this machine writes to it. `None` if there is none.
@@ -32,17 +32,11 @@ pub(super) fn repository_of(target: &TargetConfig, state: &Path, global: &Global
 
 /// The sources that lack a backup on one of their targets.
 pub(super) fn without_backup(config: &Config, state: &Path) -> Vec<String> {
-    let latest = match Journal::open_existing(state) {
-        Ok(Some(journal)) => journal.latest().unwrap_or_default(),
-        _ => Vec::new(),
-    };
+    // Without a record, all are made.
+    let journal = Journal::open_existing(state).ok().flatten();
     let is_made = |source: &str, target: &str| {
-        latest.iter().any(|it| {
-            it.step == Step::Backup.name()
-                && it.succeeded.is_some()
-                && it.source.as_deref() == Some(source)
-                && it.target.as_deref() == Some(target)
-        })
+        let of = Subject { step: Step::Backup, source: Some(source), target: Some(target) };
+        journal.as_ref().is_some_and(|journal| matches!(journal.last(of, &Ending::COMPLETED, i64::MAX), Ok(Some(_))))
     };
     let lacks = |source: &&SourceConfig| !source.to.iter().all(|target| is_made(&source.name, target));
     config.sources.iter().filter(lacks).map(|source| source.name.clone()).collect()
