@@ -64,9 +64,12 @@ fn restores(site: &Site, environment: &[(&str, &str)]) {
 fn options_answer_all_questions_and_a_second_run_changes_nothing() {
     let site = site();
     let run = setup(&site, &answers(&site)).ok();
-    for text in ["KEEP THIS", "Host key ", "Secret key ", "17 3 * * *  brackfs run", "restore latest"] {
+    let cron = format!("17 3 * * *  {} run", env!("CARGO_BIN_EXE_brackfs"));
+    for text in ["\nKEEP THIS", "\nHost key ", "\nSecret key ", &cron, "\n  brackfs restore latest"] {
         assert!(run.stdout.contains(text), "{text}\n{run}");
     }
+    // No line break is escaped.
+    assert!(!run.stdout.contains('\\'), "{run}");
     assert_eq!(fs::metadata(config(&site)).unwrap().permissions().mode() & 0o777, 0o600);
     common::run(command(&site, &["config", "check"])).ok();
     let owner = site.keys().join("owner");

@@ -16,8 +16,8 @@ use crate::state::RepositoryState;
 pub(super) fn text(config: &Config, timer: &Timer, global: &Global) -> Result<String> {
     let mut text = String::new();
     // Writing to a string cannot fail.
-    let mut line = |line: &str| _ = writeln!(text, "{}", printable(line));
-    line("\nKEEP THIS, on paper or on another machine.\n");
+    let mut line = |line: &str| _ = writeln!(text, "{}", printable(line.trim_end()));
+    ["", "KEEP THIS, on paper or on another machine.", ""].iter().for_each(|text| line(text));
     for target in &config.targets {
         repository(target, global, &mut line)?;
     }
@@ -25,7 +25,12 @@ pub(super) fn text(config: &Config, timer: &Timer, global: &Global) -> Result<St
     line(&match (timer.is_system(), timer.has_systemd()) {
         (true, _) => "To see what happened:   journalctl -u brackfs".to_owned(),
         (false, true) => "To see what happened:   journalctl --user -u brackfs".to_owned(),
-        _ => "There is no systemd; for a backup every night, add to crontab -e:   17 3 * * *  brackfs run".to_owned(),
+        _ => {
+            // The PATH of cron is short.
+            let program = std::env::current_exe().unwrap_or_else(|_| "brackfs".into());
+            let program = quoted(&program.to_string_lossy());
+            format!("There is no systemd. For a backup every night, add to crontab -e:   17 3 * * *  {program} run")
+        }
     });
     Ok(text.trim_end().to_owned())
 }
@@ -51,11 +56,19 @@ fn repository(target: &TargetConfig, global: &Global, line: &mut dyn FnMut(&str)
         }
         line("             Without it, nobody can read the backups, not even you. Keep copies.");
     }
-    let host = &trust.host;
-    line("\nTo restore, on any machine with brackfs:");
+    let (host, location) = (&trust.host, quoted(&location.to_string()));
+    line("");
+    line("To restore, on any machine with brackfs:");
     line(&format!("  brackfs snapshots --repo {location} {secret}--signer {host}"));
     line(&format!("  brackfs restore latest --repo {location} {secret}--to DIR"));
     line(&format!("  brackfs mount DIR --repo {location} {secret}"));
-    line("Without brackfs, README.txt in the repository says how.\n");
+    line("Without brackfs, README.txt in the repository says how.");
+    line("");
     Ok(())
+}
+
+/// A word for a shell.
+fn quoted(text: &str) -> String {
+    let is_plain = |c: char| c.is_alphanumeric() || "/._-:@+,".contains(c);
+    if text.chars().all(is_plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', "'\\''")) }
 }
