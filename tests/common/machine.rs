@@ -15,7 +15,7 @@ use rustix::mount::MountFlags;
 use super::wait::LIMIT;
 
 /// Debian packages of programs, where their names differ.
-const PACKAGES: [(&str, &str); 24] = [
+const PACKAGES: [(&str, &str); 25] = [
     ("btrfs", "btrfs-progs"),
     ("cat", "coreutils"),
     ("chattr", "e2fsprogs"),
@@ -37,6 +37,7 @@ const PACKAGES: [(&str, &str); 24] = [
     ("setpriv", "util-linux"),
     ("setsid", "util-linux"),
     ("sleep", "coreutils"),
+    ("systemd-analyze", "systemd"),
     ("timeout", "coreutils"),
     ("umount", "mount"),
     ("unshare", "util-linux"),

@@ -168,3 +168,48 @@ fn is_fit(mount: &MountInfo<'_>) -> bool {
     let is_of_system = point == Path::new("/") || SYSTEM.iter().any(|folder| point.starts_with(folder));
     DISKS.contains(&mount.kind) && mount.root == b"/" && mount.has_flag("rw") && !is_of_system
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disks_that_can_hold_a_repository_are_offered() {
+        let table = b"1 0 8:1 / / rw - ext4 /dev/sda1 rw\n\
+            2 1 8:2 / /boot/efi rw - vfat /dev/sda2 rw\n\
+            3 1 8:17 / /mnt/my\\040disk rw,relatime - ext4 /dev/sdb1 rw\n\
+            4 1 8:33 / /mnt/dvd ro - ext4 /dev/sdc1 ro\n\
+            5 1 0:40 / /run rw - tmpfs tmpfs rw\n\
+            6 1 8:1 /srv/x /srv/y rw - ext4 /dev/sda1 rw\n\
+            7 1 0:50 / /nas rw - nfs4 server:/export rw\n";
+        let fit: Vec<_> = mountinfo::mounts(table).filter(is_fit).map(|mount| mount.mount_point()).collect();
+        assert_eq!(fit, [Path::new("/mnt/my disk"), Path::new("/nas")]);
+    }
+
+    #[test]
+    fn a_draft_is_a_valid_configuration() {
+        let draft = |paths: &[&str], repository: &str| {
+            let paths = paths.iter().map(|path| (*path).to_owned()).collect();
+            let credentials = Some("/etc/s3.ini".to_owned());
+            let text = Draft { paths, repository: repository.to_owned(), credentials, endpoint: None }.text();
+            (crate::config::Config::parse(Path::new("/etc/brackfs/config.toml"), &text).unwrap(), text)
+        };
+        let (config, text) = draft(&["/etc", "/a \"b\" \\c"], "/proc/x");
+        assert_eq!(config.sources[0].options.selection.paths[1], Path::new("/a \"b\" \\c"));
+        // The file system that the repository is on must be mounted.
+        assert_eq!(config.targets[0].conditions.mount.as_deref(), Some(Path::new("/proc")));
+        assert!(config.sources[0].keep.is_some() && !text.contains("one-file-system"), "{text}");
+        let (config, _) = draft(&["/"], "s3://bucket/x");
+        assert!(config.sources[0].options.selection.one_file_system && config.targets[0].name == "server");
+        assert_eq!(config.targets[0].location.remote().credentials.as_deref(), Some(Path::new("/etc/s3.ini")));
+    }
+
+    #[test]
+    fn directories_are_made_absolute_and_missing_paths_are_refused() {
+        assert_eq!(checked_repository("s3://bucket/x").as_deref(), Ok("s3://bucket/x"));
+        assert!(checked_repository("x").unwrap().ends_with("/x"));
+        checked_repository("").unwrap_err();
+        checked_repository("nonsense://x").unwrap_err();
+        checked_paths(&[Path::new("/nonexistent")]).unwrap_err();
+    }
+}
