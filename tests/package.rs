@@ -1,4 +1,6 @@
-//! What a package says of itself: the version and the commit, also where git or the whole of the project is missing.
+//! Packages: the version and commit that the program names, the files of the crate, and the package for Debian.
+//!
+//! `scripts/package --check` and `--try` test what takes longer: whether builds are reproducible, and the use of packages.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
@@ -118,4 +120,49 @@ fn the_crate_has_what_a_build_needs_and_no_more() {
         assert!(files.contains(&needed), "{needed} is not in {list}");
     }
     assert!(!files.iter().any(|file| file.starts_with("tests/") || file.starts_with("scripts/")), "{list}");
+}
+
+#[test]
+fn the_scripts_of_packages_are_valid() {
+    let scripts = ["postinst", "prerm", "postrm"].map(|name| format!("packaging/debian/{name}"));
+    for script in scripts.iter().map(String::as_str).chain(["packaging/cron.daily/brackfs", "scripts/package"]) {
+        let output = Command::new("shellcheck").arg(project(script)).output().expect("shellcheck");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    }
+}
+
+#[test]
+fn the_package_for_debian_has_no_errors() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut script = Command::new(project("scripts/package"));
+    script.arg("--with").arg(env!("CARGO_BIN_EXE_brackfs")).arg(folder.path());
+    let output = script.env("TMPDIR", folder.path()).output().unwrap();
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{text}");
+
+    let mut entries = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path());
+    let package = entries.find(|path| path.extension().is_some_and(|extension| extension == "deb")).expect(&text);
+    let list = Command::new("dpkg-deb").arg("--contents").arg(&package).output().unwrap();
+    let list = String::from_utf8(list.stdout).unwrap();
+    let pages = fs::read_dir(project("man")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let pages = pages.map(|page| format!("/man{}/{page}.gz", page.rsplit('.').next().unwrap()));
+    let others = [
+        "./usr/bin/brackfs",
+        "./usr/sbin/mount.brackfs -> ../bin/brackfs",
+        "./usr/lib/systemd/system/brackfs.timer",
+        "./usr/lib/sysusers.d/brackfs.conf",
+        "./etc/cron.daily/brackfs",
+        "/completions/brackfs",
+        "/_brackfs",
+        "/brackfs.fish",
+        "/copyright",
+        "/changelog.gz",
+        "/examples/config.toml",
+    ];
+    for file in pages.chain(others.map(str::to_owned)) {
+        assert!(list.lines().any(|line| line.ends_with(&file)), "{file} is not in {list}");
+    }
+    let depends = Command::new("dpkg-deb").arg("--field").arg(&package).arg("Depends").output().unwrap();
+    let depends = String::from_utf8(depends.stdout).unwrap();
+    assert!(depends.contains("libssl3") && depends.contains("libc6 "), "{depends}");
 }
