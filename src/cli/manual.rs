@@ -271,8 +271,8 @@ pub fn related(command: &Command) -> &'static [&'static str] {
         _ if is_of_config(command) => &["config-init", "config-check", "config-show", "config-unit", "run"],
         "init" | "generate" | "backup" => &["key-generate", "init", "backup", "snapshots", "check"],
         "setup" => &["config-check", "config-unit", "init", "run", "restore"],
-        "run" => &["status", "config-check", "backup", "forget", "prune"],
-        "status" => &["run", "snapshots", "stats", "check", "recipients-update"],
+        "run" => &["status", "report", "config-check", "backup", "forget", "prune"],
+        "status" | "report" => &["status", "report", "run", "snapshots", "stats", "check", "recipients-update"],
         "umount" => &["mount"],
         "forget" | "hold" | "release" | "prune" | "stats" => {
             &["snapshots", "forget", "hold", "release", "prune", "stats", "check"]
@@ -293,7 +293,7 @@ pub fn further(command: &Command) -> &'static [(&'static str, &'static str)] {
             &[("fusermount3", "1"), ("mount.brackfs", "8"), ("mount.fuse3", "8"), TARGETS, ("brackfs-security", "7")]
         }
         "run" | "setup" => &[CONFIG, ("crontab", "5"), TARGETS, ("brackfs-security", "7")],
-        "status" => &[CONFIG],
+        "status" | "report" => &[CONFIG],
         "umount" => &[("fusermount3", "1"), ("umount", "8")],
         "check" => &[("b3sum", "1"), ("brackfs-format", "5"), TARGETS, ("brackfs-security", "7")],
         "generate" => &[("gpg", "1"), ("brackfs-security", "7")],

@@ -12,7 +12,7 @@
 //! - [`entry`]: entries of snapshots, as text and as JSON
 //! - [`unit`]: units of systemd
 //! - [`show`]: sizes, times and modes as text
-//! - [`overview`]: the state of all backups as text; [`record`]: steps made by hand
+//! - [`overview`]: the state of all backups as text; [`html`]: as a web page; [`record`]: steps made by hand
 //! - [`output`]: lines on standard output and standard error; [`systemd`]: whether they go to the journal
 //! - [`exit`]: from errors to exit codes
 //! - [`log`]: the log for bug reports
@@ -35,6 +35,7 @@ mod exit;
 mod find;
 mod forget;
 mod global;
+mod html;
 mod init;
 mod key;
 mod log;
@@ -53,6 +54,7 @@ mod prune;
 mod reader_args;
 mod recipients;
 mod record;
+mod report;
 mod repository_arg;
 mod restore;
 mod run;
@@ -113,6 +115,7 @@ enum Command {
     Backup(Box<backup::Args>),
     Run(run::Args),
     Status(status::Args),
+    Report(report::Args),
     Snapshots(snapshots::Args),
     Ls(ls::Args),
     Find(find::Args),
@@ -220,6 +223,7 @@ impl Command {
             Command::Backup(_) => "backup",
             Command::Run(_) => "run",
             Command::Status(_) => "status",
+            Command::Report(_) => "report",
             Command::Snapshots(_) => "snapshots",
             Command::Ls(_) => "ls",
             Command::Find(_) => "find",
@@ -269,6 +273,7 @@ fn run(command: Command, global: &Global) -> anyhow::Result<ExitCode> {
         Command::Backup(args) => run_in_thread(|| backup::run(&args, global)),
         Command::Run(args) => run_in_thread(|| run::run(&args, global)),
         Command::Status(args) => status::run(&args, global),
+        Command::Report(args) => run_in_thread(|| report::run(&args, global)),
         Command::Snapshots(args) => run_in_thread(|| snapshots::run(&args, global)),
         Command::Ls(args) => run_in_thread(|| ls::run(&args, global)),
         Command::Find(args) => run_in_thread(|| find::run(&args, global)),

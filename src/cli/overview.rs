@@ -109,7 +109,7 @@ impl Style {
 
     /// Breaks text into lines after spaces. The first line is indented by two columns, the others by four. A word that is too
     /// long has a line of its own.
-    fn wrapped(self, text: &str) -> Vec<String> {
+    pub(super) fn wrapped(self, text: &str) -> Vec<String> {
         let mut lines = vec!["  ".to_owned()];
         let mut is_empty = true;
         for word in text.split_whitespace() {
@@ -196,7 +196,7 @@ fn heads(overview: &Overview, style: Style) -> Vec<String> {
 }
 
 /// The number of snapshots, and the size of the source.
-fn sizes(backups: &Backups) -> String {
+pub(super) fn sizes(backups: &Backups) -> String {
     let snapshots = backups.snapshots.map(|number| count(number, "snapshot", "snapshots"));
     let counts = backups.tries.completed.as_ref().and_then(|entry| entry.counts);
     let parts = [snapshots, counts.map(|counts| size(counts.bytes))];
@@ -253,7 +253,7 @@ fn of_target(overview: &Overview, target: &TargetOverview, style: Style) -> Stri
     format!("{} {}: {}", style.arrow(), target.name, parts.join(", "))
 }
 
-fn tries(done: &str, step: &str, tries: &Tries, now: i64) -> String {
+pub(super) fn tries(done: &str, step: &str, tries: &Tries, now: i64) -> String {
     match (tries.failure(), &tries.completed) {
         (Some(failure), _) => format!("{step} FAILED {}: {}", since(failure, now), failure.message),
         (None, Some(completed)) => format!("{done} {}", since(completed, now)),
@@ -262,7 +262,7 @@ fn tries(done: &str, step: &str, tries: &Tries, now: i64) -> String {
 }
 
 /// A sentence about a certificate that expires soon, or cannot be used.
-fn expiry(recipient: &Recipient, now: i64) -> Option<String> {
+pub(super) fn expiry(recipient: &Recipient, now: i64) -> Option<String> {
     let who = recipient.user_id.as_deref().unwrap_or(&recipient.fingerprint);
     if let Some(problem) = &recipient.problem {
         return Some(format!("backups fail: the certificate of {who} cannot be used: {problem}"));
@@ -293,7 +293,7 @@ fn legend(style: Style) -> Vec<String> {
 }
 
 /// How long ago an entry was made.
-fn since(entry: &Entry, now: i64) -> String {
+pub(super) fn since(entry: &Entry, now: i64) -> String {
     ago(Duration::from_secs(now.saturating_sub(entry.ended).unsigned_abs()))
 }
 

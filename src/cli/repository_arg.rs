@@ -157,6 +157,11 @@ pub(super) enum Use {
 }
 
 impl RepositoryArg {
+    /// Whether a repository is named.
+    pub(super) fn is_given(&self) -> bool {
+        self.location.is_some()
+    }
+
     /// Finds the repository that is meant: the given one, or a target of the configuration.
     pub(super) fn resolve(&self, global: &Global) -> Result<ResolvedRepository> {
         let target = match &self.location {

@@ -2,6 +2,7 @@
 //!
 //! - [`mod@diff`]: the differences between two snapshots
 //! - [`mod@versions`]: the versions of one path
+//! - [`mod@growth`]: the directories with the most new data
 //! - [`mod@find`]: finds entries by name and other conditions
 //!
 //! The snapshots of a source are read from newest to oldest, and each is compared only with the one read before it.
@@ -11,6 +12,7 @@
 mod diff;
 mod error;
 mod find;
+mod growth;
 mod versions;
 
 use std::collections::HashMap;
@@ -20,6 +22,7 @@ use std::sync::Arc;
 pub use diff::{Change, ChangeKind, ComparedTree, Counts, DiffSummary, Field, diff};
 pub use error::Error;
 pub use find::{Match, Query, SearchScope, find};
+pub use growth::{Growth, growth};
 pub use versions::{VersionSpan, versions};
 
 use crate::archive::{self, Archive, EntryHandle, OpenSnapshot};

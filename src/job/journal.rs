@@ -74,6 +74,21 @@ pub struct Entry {
     pub counts: Option<Counts>,
 }
 
+/// A step that failed or had problems.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Trouble {
+    /// The name of the step.
+    pub step: String,
+    /// The source, if it was of one.
+    pub source: Option<String>,
+    /// The target, if it was on one.
+    pub target: Option<String>,
+    /// How it ended the last time.
+    pub entry: Entry,
+    /// How often it ended with this message.
+    pub times: u64,
+}
+
 /// A run that has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EndedRun {
@@ -214,6 +229,26 @@ impl Journal {
             let values: Vec<&dyn ToSql> =
                 [&step as &dyn ToSql].into_iter().chain(subject).chain(values.iter().copied()).collect();
             statement.query_map(values.as_slice(), entry)?.collect::<rusqlite::Result<Vec<_>>>()
+        };
+        read().map_err(|e| self.failed(e))
+    }
+
+    /// Steps that failed or had problems, after the time `from` and up to `until`, newest first. Those with the same message
+    /// are one.
+    pub fn troubles(&self, from: i64, until: i64, most: usize) -> Result<Vec<Trouble>, JournalError> {
+        let read = || {
+            let mut statement = self.db.prepare(
+                // The other columns are those of the row with the maximum.
+                "SELECT *, max(ended) AS newest, count(*) AS times FROM steps
+                WHERE ended > ? AND ended <= ? AND outcome IN ('failed', 'problems')
+                GROUP BY step, source, target, outcome, message ORDER BY newest DESC, id DESC LIMIT ?",
+            )?;
+            let trouble = |row: &rusqlite::Row<'_>| {
+                let [source, target] = [row.get("source")?, row.get("target")?];
+                let times = row.get::<_, i64>("times")?.unsigned_abs();
+                Ok(Trouble { step: row.get("step")?, source, target, entry: entry(row)?, times })
+            };
+            statement.query_map(params![from, until, most as i64], trouble)?.collect::<rusqlite::Result<Vec<_>>>()
         };
         read().map_err(|e| self.failed(e))
     }

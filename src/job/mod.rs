@@ -20,7 +20,7 @@ mod outcome;
 mod report;
 mod steps;
 
-pub use journal::{EndedRun, Entry, Journal, JournalError, Subject};
+pub use journal::{EndedRun, Entry, Journal, JournalError, Subject, Trouble};
 pub use outcome::{Counts, Ending, Failed, Outcome, Row, Step, worst};
 pub use report::ping;
 pub use steps::{Caller, Environment, Job, backup_outcome, prune_outcome};
