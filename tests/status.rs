@@ -163,6 +163,20 @@ fn a_clock_that_was_ahead_makes_no_backup_fresh() {
 }
 
 #[test]
+fn the_record_of_another_user_does_not_look_empty() {
+    let machine = Machine::new();
+    machine.brackfs(&["run"]).ok();
+    fs::set_permissions(machine.site.state(), Permissions::from_mode(0o700)).unwrap();
+    for (form, code) in [("text", 1), ("nagios", 3)] {
+        let mut command = machine.site.command_as_nobody(&["status", "--format", form]);
+        command.env("BRACKFS_CONFIG", machine.path("config.toml"));
+        let refused = run(command).code(code);
+        let said = format!("{}{}", refused.stdout, refused.stderr);
+        assert!(said.contains("cannot use the record of runs") && said.contains("Permission denied"), "{refused}");
+    }
+}
+
+#[test]
 fn commands_by_hand_are_recorded_if_they_name_what_is_configured() {
     let machine = Machine::new();
     let home = machine.path("source/home").display().to_string();

@@ -18,7 +18,7 @@ use crate::archive::Archive;
 use crate::config::Config;
 use crate::crypt::SecretKey;
 use crate::history::{Growth, growth};
-use crate::job::{Journal, Trouble};
+use crate::job::{Ending, Journal, Trouble};
 use crate::monitor::Monitor;
 use crate::overview::Overview;
 use crate::reader::Reader;
@@ -111,7 +111,8 @@ fn print(overview: &Overview, troubles: &[Trouble]) -> Result<ExitCode> {
     );
     for trouble in troubles {
         let Trouble { entry, .. } = trouble;
-        let (ago, what, word) = (since(entry, overview.now), what(trouble), entry.ending.name());
+        let word = if entry.ending == Ending::Problems { "had problems" } else { entry.ending.name() };
+        let (ago, what) = (since(entry, overview.now), what(trouble));
         let words = format!("{ago}, {what} {word}{}: {}", times(trouble), entry.message);
         lines.extend(style.wrapped(&show::printable(&words)));
     }

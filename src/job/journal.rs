@@ -155,9 +155,14 @@ impl Journal {
 
     /// The same, if there is one.
     pub fn open_existing(state: &Path) -> Result<Option<Self>, JournalError> {
-        match state.join(FILE).exists() {
-            true => Journal::open(state).map(Some),
-            false => Ok(None),
+        let path = state.join(FILE);
+        match path.try_exists() {
+            Ok(true) => Journal::open(state).map(Some),
+            Ok(false) => Ok(None),
+            // The record of another user must not look like none.
+            Err(error) => {
+                Err(JournalError::Database { source: rusqlite::Error::ToSqlConversionFailure(error.into()), path })
+            }
         }
     }
 
