@@ -3,12 +3,14 @@
 //!
 //! ```text
 //! <state>/journal.sqlite                       the steps of configured runs
+//! <state>/snapshots/                           records of snapshots of file systems, and where LVM's are mounted
 //! <state>/<repository id>/host.key             the host key of this machine (hosts only)
 //! <state>/<repository id>/host.key.new         the host key of an unfinished adoption
 //! <state>/<repository id>/owner.asc            a copy of the owner's locked key, if the repository has one (hosts only)
 //! <state>/<repository id>/catalog.sqlite       the catalog (hosts only)
 //! <state>/<repository id>/catalog.sqlite.old   the previous catalog, after a rebuild
 //! <state>/<repository id>/adopting             the id under which an unfinished adoption writes
+//! <state>/<repository id>/read-until           the pack that the last check of a part of the packs ended with
 //! <state>/<repository id>/looked               the server where a backup looked for lost documents last, and when (its mtime)
 //! <state>/<repository id>/lock                 locked while a run writes; the kernel unlocks it when the process ends
 //! <state>/<repository id>/lock.waiting         locked by a run that waits for the lock
@@ -30,8 +32,8 @@ use tracing::debug;
 
 use crate::crypt::{Fingerprint, KeyStore};
 use crate::failure::{Failure, FailureKind};
-use crate::format::RepositoryId;
 use crate::format::id::RunId;
+use crate::format::{PackId, RepositoryId};
 use crate::sys::durable::{IfExists, sync_path, write_owned_file};
 use crate::sys::owner::{follow_parent, open_private};
 
@@ -280,6 +282,22 @@ impl RepositoryState {
     pub fn end_adoption(&self) -> Result<(), Error> {
         self.remove(&self.new_host_key_path())?;
         self.remove(&self.adoption_path())
+    }
+
+    fn read_until_path(&self) -> PathBuf {
+        self.folder.join("read-until")
+    }
+
+    /// The pack that the last check of a part of the packs ended with. `None` if there was none, or if the note is damaged:
+    /// the next check then begins with the first pack.
+    pub fn read_until(&self) -> Result<Option<PackId>, Error> {
+        let bytes = self.read(&self.read_until_path())?.unwrap_or_default();
+        Ok(std::str::from_utf8(&bytes).ok().and_then(|text| text.trim().parse().ok()))
+    }
+
+    /// Notes the pack that a check of a part of the packs ended with.
+    pub fn note_read_until(&self, pack: PackId) -> Result<(), Error> {
+        self.write(&self.read_until_path(), format!("{pack}\n").as_bytes(), IfExists::Replace)
     }
 
     fn looked_path(&self) -> PathBuf {

@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use common::machine::{mount_tmpfs, succeed};
+use common::machine::{copy, mount_tmpfs, succeed};
 use common::wait::{ended, send, until};
 use common::{Run, Site, age, content, noise, number, run, settle, tree};
 use rustix::process::Signal;
@@ -511,14 +511,23 @@ fn a_path_whose_file_system_is_no_longer_mounted_is_a_problem() {
     }
 }
 
+/// Mounts a new btrfs over the source.
+fn mount_btrfs(site: &Site) -> PathBuf {
+    let (image, source) = (site.path().join("image"), site.source());
+    File::create(&image).unwrap().set_len(128 << 20).unwrap();
+    tool(Command::new("mkfs.btrfs").arg("-q").arg(&image));
+    tool(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&source));
+    source
+}
+
+fn tool(command: &mut Command) {
+    succeed(command.stdout(Stdio::null()));
+}
+
 #[test]
 fn one_file_system_includes_unmounted_subvolumes() {
     let site = with_names(&["a"]);
-    let (image, source) = (site.path().join("image"), site.source());
-    File::create(&image).unwrap().set_len(128 << 20).unwrap();
-    let tool = |command: &mut Command| succeed(command.stdout(Stdio::null()));
-    tool(Command::new("mkfs.btrfs").arg("-q").arg(&image));
-    tool(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&source));
+    let source = mount_btrfs(&site);
     for name in ["home", "home/nested", "mounted"] {
         tool(Command::new("btrfs").args(["subvolume", "create"]).arg(source.join(name)));
         fs::write(source.join(name).join("file"), name).unwrap();
@@ -533,6 +542,165 @@ fn one_file_system_includes_unmounted_subvolumes() {
         assert!(found.iter().any(|found| found == name), "{name} is missing: {found:?}");
     }
     assert!(!found.iter().any(|name| name == "place/file"), "{found:?}");
+}
+
+// --- other paths ---
+
+/// A btrfs with the subvolume `live`, of which `snapshot` makes read-only snapshots.
+struct Volume {
+    site: Site,
+    at: PathBuf,
+}
+
+impl Volume {
+    fn new() -> Self {
+        let site = with_names(&[]);
+        let at = mount_btrfs(&site);
+        tool(Command::new("btrfs").args(["subvolume", "create"]).arg(at.join("live")));
+        let volume = Volume { site, at };
+        for name in ["home/me/one", "home/me/sub/two", "home/me/sub/three", "var/four", "var/five", "var/skip.o"] {
+            volume.write(name, name);
+        }
+        fs::hard_link(volume.at.join("live/var/four"), volume.at.join("live/var/link")).unwrap();
+        volume
+    }
+
+    fn write(&self, name: &str, content: &str) {
+        let path = self.at.join("live").join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+
+    /// Makes a snapshot with this name, and returns the path of a directory in it.
+    fn snapshot(&self, name: &str) -> impl Fn(&str) -> String + use<> {
+        settle();
+        let at = self.at.join(name);
+        tool(Command::new("btrfs").args(["subvolume", "snapshot", "-r"]).arg(self.at.join("live")).arg(&at));
+        move |path| text(&at.join(path)).to_owned()
+    }
+}
+
+#[test]
+fn directories_in_file_system_snapshots_are_backed_up_under_their_own_paths() {
+    let volume = Volume::new();
+    let site = &volume.site;
+    for paths in [&["/home"][..], &["/home", "/var"], &["/nowhere/a/home", "/nowhere/b/var"]] {
+        let mut last: Option<Vec<String>> = None;
+        let source = format!("s{}", paths.concat().replace('/', "-"));
+        for run in 0..4 {
+            // Another device each time, and so another place.
+            let snapshot = volume.snapshot(&format!("{source}-{run}"));
+            let placed: Vec<_> = paths.iter().map(|path| (path, snapshot(path.rsplit('/').next().unwrap()))).collect();
+            let mut arguments = vec!["--source", &source, "--exclude", "skip.o"];
+            let placed: Vec<_> = placed.iter().map(|(path, from)| format!("{path}={from}")).collect();
+            placed.iter().for_each(|placed| arguments.extend(["--as", placed]));
+            let summary = backup_of(site, &arguments).ok().json();
+            let read = number(&summary, "bytes_read");
+            match run {
+                0 => assert!(read > 0),
+                1 => assert_eq!((read, number(&summary, "files_unmodified")), (0, number(&summary, "files"))),
+                2 => assert_eq!(read, "changed 2".len() as u64, "{summary}"),
+                // A directory was moved.
+                _ => assert_eq!(read, 0, "{summary}"),
+            }
+            let names = names(site, &format!("{source}/latest"));
+            assert!(!names.iter().any(|name| name.contains("skip.o") || name.contains("source")), "{names:?}");
+            if run < 3 {
+                assert!(last.as_ref().is_none_or(|last| *last == names), "{names:?}");
+            }
+            last = Some(names);
+            match run {
+                1 => volume.write("home/me/one", "changed 2"),
+                2 => fs::rename(volume.at.join("live/home/me/sub"), volume.at.join("live/home/me/moved")).unwrap(),
+                _ => {}
+            }
+        }
+        fs::rename(volume.at.join("live/home/me/moved"), volume.at.join("live/home/me/sub")).unwrap();
+        volume.write("home/me/one", "home/me/one");
+        let listed = snapshots(site);
+        let own: Vec<_> = listed.iter().filter(|snapshot| snapshot["source"] == source.as_str()).collect();
+        assert!(own.len() == 4 && own.iter().all(|snapshot| snapshot["paths"] == serde_json::json!(paths)), "{own:?}");
+    }
+    assert_eq!(cat(site, "s-nowhere-a-home-nowhere-b-var/latest:nowhere/b/var/link"), "var/four");
+    assert_eq!(cat(site, "s-home/latest:me/moved/two"), "home/me/sub/two");
+}
+
+#[test]
+fn a_snapshot_follows_backups_of_the_live_directory() {
+    let volume = Volume::new();
+    let live = text(&volume.at.join("live")).to_owned();
+    drop(volume.snapshot("unused"));
+    let paths = [format!("{live}/home"), format!("{live}/var")];
+    for count in 1..=2 {
+        let paths: Vec<_> = paths.iter().take(count).map(String::as_str).collect();
+        let again = |name: &str| {
+            let snapshot = volume.snapshot(name);
+            let placed = paths
+                .iter()
+                .map(|path| format!("{path}={}", snapshot(path.strip_prefix(&live).unwrap().trim_start_matches('/'))));
+            placed.collect::<Vec<_>>()
+        };
+        let source = ["--source", ["one", "two"][count - 1]];
+        let first = backup_of(&volume.site, &[&source[..], &paths].concat()).ok().json();
+        assert!(number(&first, "bytes_read") > 0);
+        for name in ["a", "b"] {
+            let placed = again(&format!("{name}{count}"));
+            let placed: Vec<_> = placed.iter().flat_map(|placed| ["--as", placed]).collect();
+            let summary = backup_of(&volume.site, &[&source[..], &placed].concat()).ok().json();
+            // Files with several names are looked up by the number of the device.
+            assert!(number(&summary, "bytes_read") <= "var/four".len() as u64, "{summary}");
+        }
+    }
+}
+
+#[test]
+fn the_only_path_can_have_another_one() {
+    let site = with_names(&["a", "d/b"]);
+    let source = text(&site.source()).to_owned();
+    let parent = text(site.path()).to_owned();
+    backup_of(&site, &[&source, "--as", "/srv/shop", "--exclude", "/d"]).ok();
+    assert_eq!(names(&site, "shop/latest"), ["a"]);
+    assert_eq!(snapshots(&site)[0]["paths"], serde_json::json!(["/srv/shop"]));
+    // Problems are reported with the new path.
+    fs::create_dir(site.source().join("e")).unwrap();
+    let run = run(site.command_as_nobody(&["backup", &source, "--as", "/srv/shop", "--dry-run", "-v"]));
+    assert!(!run.stderr.contains(&source) && !run.stdout.contains(&source), "{run}");
+    for (arguments, words) in [
+        (&[&*source, "--as", "srv"][..], "absolute path"),
+        (&[&*source, "--as", "/srv/../x"], "absolute path without .."),
+        (&[&*source, &parent, "--as", "/srv"], "exactly one path"),
+        (&[&*source, "--as", "/srv", "--as", "/x"], "exactly one path"),
+        (&["--as", "/srv"], "exactly one path"),
+        (&["--as", "/srv="], "no directory"),
+        (&["--as", &format!("{source}/x={source}"), &source], "is the same as another path, or above or below it"),
+        (&["--as", &format!("{parent}={source}"), &source], "is the same as another path, or above or below it"),
+        (&["--as", &format!("/x={source}"), "--as", &format!("/x={parent}")], "is the same as another path"),
+    ] {
+        says(&backup_of(&site, arguments).code(2), words);
+    }
+    says(&backup_of(&site, &["--as", "/x=/absent"]).code(1), "/absent");
+    let file = format!("/x={source}/a");
+    says(&backup_of(&site, &["--as", &file]).code(1), "Not a directory");
+    let one_missing = backup_of(&site, &["--as", "/x=/absent", "--as", &format!("/y={source}")]).code(3);
+    says(&one_missing, "/absent");
+    assert!(names(&site, "root/latest").iter().any(|name| name == "y/a"));
+}
+
+#[test]
+fn own_files_are_left_out_of_a_file_system_snapshot() {
+    let volume = Volume::new();
+    let (site, live) = (&volume.site, volume.at.join("live"));
+    for (from, to) in [(site.repo(), live.join("repo")), (site.state(), live.join("state"))] {
+        copy(&from, &to);
+    }
+    let placed = format!("{}={}", text(&live), volume.snapshot("snap")("."));
+    let mut command = site.command(&["backup", "--as", &placed, "--source", "s"]);
+    command.env("BRACKFS_REPOSITORY", live.join("repo")).env("BRACKFS_STATE_DIR", live.join("state"));
+    says(&run(command).ok(), "belongs to brackfs itself");
+    let mut list = site.command(&["ls", "-R", "latest"]);
+    list.env("BRACKFS_REPOSITORY", live.join("repo"));
+    let found = run(list).ok().stdout;
+    assert!(found.contains("repo/\n") && found.contains("state/\n") && !found.contains("brackfs.toml"), "{found}");
 }
 
 #[test]

@@ -204,6 +204,75 @@ fn a_policy_that_forgets_much_is_refused_also_in_a_dry_run_unless_it_is_forced()
     assert_eq!(world.snapshots("near", "etc"), 1);
 }
 
+/// The packs of a target.
+fn packs(world: &World, target: &str) -> Vec<PathBuf> {
+    tree(&world.path(target).join("packs")).into_keys().filter(|path| path.components().count() == 2).collect()
+}
+
+#[test]
+fn targets_are_checked_in_parts_without_a_secret_key_when_it_is_due() {
+    let world = World::new();
+    world.configure("[check]\nevery = \"7d\"\nread-data = \"0.01%\"\n");
+    let run_steps = |arguments: &[&str], code: i32| {
+        let mut command = world.command(&[&["run", "--json"], arguments].concat());
+        command.env_remove("BRACKFS_KEY_FILE");
+        let ended = run(command).code(code);
+        let objects = ended.stdout.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let checks = objects
+            .filter(|object| object["step"] == "check")
+            .map(|step| ["target", "outcome", "message"].map(|key| step[key].as_str().unwrap().to_owned()));
+        (checks.collect::<Vec<_>>(), ended)
+    };
+    let (checks, _) = run_steps(&[], 0);
+    let count = packs(&world, "near").len();
+    assert!(count > 1);
+    let expected = format!("{count} packs compared, 1 of them read (");
+    assert!(checks.iter().all(|check| check[1] == "done" && check[2].starts_with(&expected)), "{checks:?}");
+    let (checks, _) = run_steps(&[], 0);
+    assert!(checks.iter().all(|check| check[1] == "skipped" && check[2] == "it is not due"), "{checks:?}");
+    let (checks, _) = run_steps(&["--only", "check", "--dry-run"], 0);
+    assert!(checks.iter().all(|check| check[1] == "skipped"), "{checks:?}");
+
+    // Each check reads one pack, so after as many as there are packs, all were read.
+    let count = packs(&world, "near").len();
+    let pack = world.path("near").join("packs").join(packs(&world, "near").last().unwrap());
+    let mut bytes = fs::read(&pack).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::set_permissions(&pack, Permissions::from_mode(0o600)).unwrap();
+    fs::write(&pack, bytes).unwrap();
+    let mut damaged = 0;
+    for _ in 0..count {
+        let mut command = world.command(&["run", "etc", "--only", "check", "--json"]);
+        command.env_remove("BRACKFS_KEY_FILE");
+        let ended = run(command);
+        assert!(ended.code == 0 || ended.code == 3, "{ended}");
+        if ended.code == 3 {
+            damaged += 1;
+            assert!(ended.stderr.contains("not those that were stored"), "{ended}");
+            assert!(ended.stdout.contains("1 problem; "), "{ended}");
+        }
+    }
+    assert_eq!(damaged, 1);
+    // The table has it.
+    let listed = world.brackfs(&["run", "--only", "check", "-v"]).ok();
+    assert!(listed.stderr.contains("done      check   near"), "{listed}");
+}
+
+#[test]
+fn a_target_that_lacks_packs_is_found_by_a_check_that_reads_none() {
+    let world = World::new();
+    world.configure("[check]\nread-data = \"0%\"\n");
+    world.brackfs(&["run"]).ok();
+    fs::remove_file(world.path("far").join("packs").join(packs(&world, "far").last().unwrap())).unwrap();
+    let ended = world.brackfs(&["run", "--only", "check"]).code(3);
+    assert!(ended.stderr.contains("the pack is missing"), "{ended}");
+    assert!(ended.stderr.contains("problems  check   far"), "{ended}");
+    // Without [check], nothing is checked unless it is asked for.
+    world.configure("");
+    assert!(!world.steps(&[], 0).iter().any(|step| step.starts_with("check")));
+}
+
 #[test]
 fn a_dry_run_changes_nothing() {
     let world = World::new();

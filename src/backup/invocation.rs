@@ -144,16 +144,19 @@ impl<'a> Invocation<'a> {
         let started = now();
         let mounts = MountTable::read()?;
         let scope = Scope::of(&options.selection, &mounts, watch.calls, watch.monitor)?;
-        let forbidden = local.into_iter().chain([state]).filter_map(identify).collect();
+        let own: Vec<_> =
+            local.into_iter().chain([state]).map(|path| path.canonicalize().unwrap_or(path.into())).collect();
+        let mapped = own.iter().map(|path| scope.map.place(path));
+        let forbidden = own.iter().cloned().chain(mapped).filter_map(|path| identify(&path)).collect();
         scope.stay_out_of(&forbidden)?;
+        let mounts = mounts.mapped(&scope.map);
         Ok(Invocation { state, options, scope, mounts, forbidden, watch, started })
     }
 
     fn rules(&self) -> Rules {
         let Options { selection, reading, storing, .. } = self.options;
         let large = storing.merge_files_under as u64;
-        let exclude = self.scope.exclude.clone();
-        Rules::new(selection, reading, exclude, large, self.mounts.clone(), self.forbidden.clone())
+        Rules::new(selection, reading, &self.scope, large, self.mounts.clone(), self.forbidden.clone())
     }
 
     /// Makes the backup, or the dry run.

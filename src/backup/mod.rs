@@ -37,8 +37,8 @@ mod walk;
 pub use error::Error;
 pub use invocation::{back_up, back_up_if_changed};
 pub use options::{
-    CHUNK_SIZE, COMMIT_INTERVAL, COMPRESSION, MERGE_FILES_UNDER, Options, RETRIES, Reading, RunPolicy, SETTLE_MAX,
-    Selection, Storing, Stream, StreamSource, check_tag,
+    CHUNK_SIZE, COMMIT_INTERVAL, COMPRESSION, MERGE_FILES_UNDER, Options, Placed, RETRIES, Reading, RunPolicy,
+    SETTLE_MAX, SNAPSHOT_FOLDER, Selection, Storing, Stream, StreamSource, check_tag,
 };
 pub use shrink::Guard;
 pub use summary::Summary;

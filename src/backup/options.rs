@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use super::error::Error;
@@ -29,6 +29,9 @@ pub const COMMIT_INTERVAL: Duration = Duration::from_secs(60);
 pub const RETRIES: u32 = 3;
 /// Default total time to wait for files that have just changed.
 pub const SETTLE_MAX: Duration = Duration::from_secs(5);
+
+/// The name of directories with snapshots of btrfs that exist during backups. They are left out of these.
+pub const SNAPSHOT_FOLDER: &str = ".brackfs-snapshots";
 
 /// Maximum length of a tag in bytes.
 const TAG_SIZE: usize = 255;
@@ -61,9 +64,10 @@ pub struct Options {
 impl Options {
     /// Fails if something is wrong that can be seen without the file system.
     pub fn check(&self) -> Result<(), Error> {
-        let Selection { source, paths, stream, exclude, exclude_if_present, .. } = &self.selection;
+        let Selection { source, paths, placed, stream, exclude, exclude_if_present, .. } = &self.selection;
         let tags: BTreeSet<_> = self.policy.tags.iter().collect();
-        for (count, limit, what) in [(tags.len(), TAGS, "tags"), (paths.len(), PATHS, "paths")] {
+        let paths = paths.len() + placed.len();
+        for (count, limit, what) in [(tags.len(), TAGS, "tags"), (paths, PATHS, "paths")] {
             if count > limit {
                 let why = format!("{count} {what} are too many: a snapshot can have at most {limit}");
                 return Err(Error::Usage(why));
@@ -100,6 +104,10 @@ pub struct Selection {
     /// A single directory becomes the root of the snapshot. Otherwise the root is `/`, with the directories that lead to
     /// the paths. A symbolic link at the end of a path is followed only if the path ends with a slash.
     pub paths: Vec<PathBuf>,
+    /// Directories that are backed up under other paths. They count as paths.
+    pub placed: Vec<Placed>,
+    /// Paths that are read elsewhere, with everything below them. They are not backed up unless `paths` leads to them.
+    pub read_from: Vec<Placed>,
     /// Files that list more paths, one per line or NUL-terminated; `-` is standard input. With a list the root is always
     /// `/`. A listed directory is taken with everything below it; a listed symbolic link is never followed.
     pub files_from: Vec<PathBuf>,
@@ -118,6 +126,46 @@ pub struct Selection {
     pub exclude_nodump: bool,
     /// Leave mount points below the paths empty. Each path has its own file system.
     pub one_file_system: bool,
+}
+
+/// A directory that is read in another place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placed {
+    /// Its path in the snapshot, absolute and without `..`.
+    pub path: PathBuf,
+    /// The directory that is read.
+    pub from: PathBuf,
+}
+
+impl Placed {
+    /// Parses `NEW=OLD`, or `NEW` for the only one of `paths`, which is taken from them.
+    pub fn parse_all<T: AsRef<OsStr>>(given: &[T], paths: &mut Vec<PathBuf>) -> Result<Vec<Placed>, String> {
+        let is_only = given.len() == 1 && paths.len() == 1;
+        let mut placed = Vec::new();
+        for text in given {
+            let text = text.as_ref().as_bytes();
+            let (path, from) = match text.iter().position(|byte| *byte == b'=') {
+                Some(middle) => {
+                    let (path, from) = text.split_at(middle);
+                    (path, PathBuf::from(OsStr::from_bytes(from.get(1..).unwrap_or_default())))
+                }
+                None => match paths.pop().filter(|_| is_only) {
+                    Some(only) => (text, only),
+                    None => return Err("write NEW=OLD; NEW alone is only possible with exactly one path".into()),
+                },
+            };
+            let path = PathBuf::from(OsStr::from_bytes(path));
+            let is_plain = path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+            if !path.is_absolute() || !is_plain {
+                return Err(format!("{} must be an absolute path without ..", path.display()));
+            }
+            if from.as_os_str().is_empty() {
+                return Err(format!("no directory is given for {}", path.display()));
+            }
+            placed.push(Placed { path, from });
+        }
+        Ok(placed)
+    }
 }
 
 /// Bytes that become the only file in a snapshot.

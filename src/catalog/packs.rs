@@ -314,6 +314,27 @@ impl Catalog {
         find().map_err(self.failed("look up packs"))?.into_iter().map(|pack| self.checked(pack)).collect()
     }
 
+    /// Usable packs whose ids are above this one, in ascending order of their ids; at most `most`.
+    pub fn packs_after(&self, id: Option<PackId>, most: usize) -> Result<Vec<KnownPack>, Error> {
+        let after = id.as_ref().map(|id| id.as_bytes().as_slice()).unwrap_or_default();
+        let find = || {
+            self.db
+                .prepare_cached(&format!(
+                    "{KNOWN_PACK} FROM packs WHERE condemned = 0 AND uuid > ? ORDER BY uuid LIMIT ?"
+                ))?
+                .query_map(params![after, most as i64], known_pack)?
+                .collect::<rusqlite::Result<Vec<_>>>()
+        };
+        find().map_err(self.failed("look up packs"))?.into_iter().map(|pack| self.checked(pack)).collect()
+    }
+
+    /// The total length of all usable packs in bytes.
+    pub fn pack_bytes(&self) -> Result<u64, Error> {
+        let sum = "SELECT coalesce(sum(length), 0) FROM packs WHERE condemned = 0";
+        let bytes: i64 = self.db.query_row(sum, [], |row| row.get(0)).map_err(self.failed("add up packs"))?;
+        Ok(bytes.unsigned_abs())
+    }
+
     /// Records the time at which a pack was checked, in seconds since 1970.
     pub fn set_verified(&self, pack: PackRow, at: i64) -> Result<(), Error> {
         let set = self.db.execute("UPDATE packs SET verified = ? WHERE id = ?", [at, pack.0]);

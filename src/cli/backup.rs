@@ -18,7 +18,8 @@ use super::show::{name_time, parse_time, rate, size};
 use super::signals::stop_on_signals;
 use super::systemd;
 use crate::backup::{
-    self, COMPRESSION, Guard, Options, RETRIES, Reading, RunPolicy, Selection, Storing, Stream, StreamSource, Summary,
+    self, COMPRESSION, Guard, Options, Placed, RETRIES, Reading, RunPolicy, Selection, Storing, Stream, StreamSource,
+    Summary,
 };
 use crate::catalog::stats::ComparedFields;
 use crate::failure::FailureKind;
@@ -73,6 +74,7 @@ Examples:
   brackfs backup / --repo /backup --one-file-system --exclude /tmp --exclude '*.o'
   brackfs backup / --repo /backup -x --exclude /tmp --dry-run -v
   brackfs backup /etc /home /srv --repo /backup --source server
+  brackfs backup /home/.snapshots/new --as /home --repo /backup
   find /srv -name '*.conf' -print0 | brackfs backup --files-from - --repo /backup
   brackfs backup --repo /backup --stdin-filename shop.sql --stdin-from-command -- pg_dump shop
   ssh nas cat db.sql | brackfs backup --stdin-filename db.sql --repo /backup
@@ -92,8 +94,19 @@ pub(super) struct Args {
     /// If PATH is a single directory, it becomes the root of the snapshot; with several paths, the root is /. A PATH that is
     /// a symbolic link is stored as a link; if it ends with a slash, the directory that it points to is backed up. Both
     /// cases are reported on standard error.
-    #[arg(required_unless_present_any = ["files_from", "stdin_filename"], value_name = "PATH")]
+    #[arg(required_unless_present_any = ["files_from", "stdin_filename", "placed"], value_name = "PATH")]
     paths: Vec<PathBuf>,
+    /// Back up the directory OLD under the path NEW (repeatable)
+    ///
+    /// For copies and file-system snapshots of a directory: the snapshot, patterns and the detection of changes see only
+    /// the absolute path NEW, so unchanged files are not read again wherever OLD is at the next backup. With --as NEW, the
+    /// only PATH is OLD.
+    ///
+    /// With several paths, the directories above NEW are taken from above OLD if OLD ends with NEW, as in
+    /// /home/me=/mnt/old/home/me, or if this machine does not have them; otherwise they are this machine's. NEW cannot be
+    /// above or below another path.
+    #[arg(long = "as", value_name = "NEW=OLD")]
+    placed: Vec<OsString>,
     /// Also back up the paths listed in FILE, one per line or NUL-terminated; - is standard input (repeatable)
     ///
     /// The paths are literal, without patterns or comments, and relative to the current directory. Directories are backed up
@@ -321,7 +334,8 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
 }
 
 /// Options that select files, and conflict with --stdin-filename.
-const CHOOSING: [&str; 7] = [
+const CHOOSING: [&str; 8] = [
+    "placed",
     "files_from",
     "exclude",
     "exclude_from",
@@ -382,10 +396,14 @@ impl Args {
             if (least..=most).contains(&value) { Ok(value as usize) } else { Err(why()) }
         };
         let stream = self.stream()?;
+        let mut paths = if stream.is_some() { Vec::new() } else { self.paths.clone() };
+        let placed = Placed::parse_all(&self.placed, &mut paths).map_err(|why| Usage(format!("--as: {why}")))?;
         Ok(Options {
             selection: Selection {
                 source: self.source.clone(),
-                paths: if stream.is_some() { Vec::new() } else { self.paths.clone() },
+                paths,
+                placed,
+                read_from: Vec::new(),
                 files_from: self.files_from.clone(),
                 stream,
                 exclude: self.exclude.clone(),

@@ -23,11 +23,12 @@ use crate::monitor::{Monitor, count};
 use crate::repository::Repository;
 use crate::storage::{Ahead, Location};
 
-/// Back up, forget and prune as configured
+/// Back up, forget, prune and check as configured
 ///
 /// Each source is backed up to each of its targets. Then snapshots are forgotten by the policy of their source (keep), but only
 /// on targets that got a new snapshot of it in this run in which no path was missing. Targets whose last prune is older than
-/// prune.every are pruned. Hooks run before and after. See brackfs-config(5).
+/// prune.every are pruned. If the configuration has [check], targets whose last check is older than check.every are checked,
+/// and a part of their data is read; this needs no secret key, only this machine's host key. Hooks run before and after. See brackfs-config(5).
 ///
 /// If a step fails, the steps that need it are skipped, and all others are done. At the end a table shows each step. On a
 /// terminal it is always printed, otherwise only if there was a failure or a problem. The journal of systemd gets a line about the
@@ -52,7 +53,7 @@ pub(super) struct Args {
     sources: Vec<String>,
     /// Run only steps of this kind
     ///
-    /// forget and prune then run even if they are not due. Hooks run only with backup.
+    /// forget, prune and check then run even if they are not due. Hooks run only with backup.
     #[arg(long, value_name = "STEP")]
     only: Option<Only>,
     /// Make snapshots no matter how many files the sources lost
@@ -68,7 +69,7 @@ pub(super) struct Args {
     dry_run: bool,
     /// Print one JSON object for each step, and one with the result
     ///
-    /// An object of a step has message_type step, step (hook, backup, forget or prune), source and target (null if it has
+    /// An object of a step has message_type step, step (hook, backup, forget, prune or check), source and target (null if it has
     /// none), outcome (done, problems, skipped or failed), message, and seconds. The last object has message_type summary,
     /// dry_run, steps (their number) and code (the exit code).
     #[arg(long)]
@@ -88,6 +89,7 @@ enum Only {
     Backup,
     Forget,
     Prune,
+    Check,
 }
 
 impl From<Only> for Step {
@@ -96,6 +98,7 @@ impl From<Only> for Step {
             Only::Backup => Step::Backup,
             Only::Forget => Step::Forget,
             Only::Prune => Step::Prune,
+            Only::Check => Step::Check,
         }
     }
 }

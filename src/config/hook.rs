@@ -27,6 +27,8 @@ pub struct Hook {
 pub enum Moment {
     /// Before the backups.
     Before,
+    /// After snapshots of the file systems were made, and before they are read.
+    Snapshot,
     /// After backups of which all are complete.
     Success,
     /// After backups of which one has problems, and none failed.
@@ -50,8 +52,9 @@ pub enum OnFailure {
 }
 
 /// The moments by their names.
-const MOMENTS: [(&str, Moment); 5] = [
+const MOMENTS: [(&str, Moment); 6] = [
     ("before", Moment::Before),
+    ("snapshot", Moment::Snapshot),
     ("success", Moment::Success),
     ("warning", Moment::Warning),
     ("failure", Moment::Failure),
@@ -88,6 +91,12 @@ impl Hook {
             if is_missing && settings.find(key).is_none_or(|value| value.to_string() == "[]") {
                 settings.missing(place, key, write);
             }
+        }
+        if of.is_none()
+            && on.iter().flatten().any(|moment| *moment == Moment::Snapshot)
+            && let Some(value) = settings.find("on")
+        {
+            settings.wrong(&value.place, "on", "snapshots are made for a source; name it with for = [\"home\"]");
         }
         settings.end();
         Some(Hook {

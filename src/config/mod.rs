@@ -6,9 +6,10 @@
 //! - [`files`]: finding and reading the files
 //! - [`value`]: TOML values with their places; [`place`]: places and mistakes
 //! - [`settings`]: the settings of one thing, from all tables that may have them
-//! - [`source`], [`target`], [`hook`], [`report`]: the parts of a configuration
+//! - [`source`], [`target`], [`hook`], [`check`], [`report`]: the parts of a configuration
 //! - [`secret`]: secrets, which are stored elsewhere; [`name`]: names of sources and targets
 
+mod check;
 mod error;
 mod files;
 mod hook;
@@ -25,13 +26,14 @@ mod value;
 
 use std::path::Path;
 
+pub use check::CheckConfig;
 pub use error::Error;
 pub use hook::{Hook, Moment, OnFailure};
 pub use place::{Mistake, Place};
 pub use report::{Ping, Report};
 pub use secret::Secret;
 pub use settings::Used;
-pub use source::SourceConfig;
+pub use source::{FileSystemSnapshot, SnapshotKind, SourceConfig};
 pub use target::{Conditions, Missing, Prune, TargetConfig};
 
 use place::{Mistakes, suggestion};
@@ -50,6 +52,8 @@ pub struct Config {
     pub sources: Vec<SourceConfig>,
     /// The hooks, in the order of the files.
     pub hooks: Vec<Hook>,
+    /// How often targets are checked; `None` for never.
+    pub check: Option<CheckConfig>,
     /// Where a run is reported.
     pub report: Report,
 }
@@ -68,6 +72,7 @@ struct Parts<'a> {
     targets: Vec<Part<'a>>,
     sources: Vec<Part<'a>>,
     hooks: Vec<(&'a Place, &'a Table)>,
+    check: Option<&'a Table>,
     report: Option<&'a Table>,
 }
 
@@ -122,6 +127,7 @@ impl<'a> Parts<'a> {
                     _ => mistakes.add(&value.place, format!("version: not supported; write {VERSION}")),
                 },
                 "defaults" => only(&mut self.defaults, &key.name, value, mistakes),
+                "check" => only(&mut self.check, &key.name, value, mistakes),
                 "report" => only(&mut self.report, &key.name, value, mistakes),
                 "source" => named(&mut self.sources, &key.name, value, mistakes),
                 "target" => named(&mut self.targets, &key.name, value, mistakes),
@@ -134,7 +140,7 @@ impl<'a> Parts<'a> {
                     _ => mistakes.add(&value.place, "hook: write [[hook]], with two pairs of brackets"),
                 },
                 unknown => {
-                    let known = ["version", "defaults", "target", "source", "hook", "report"];
+                    let known = ["version", "defaults", "target", "source", "hook", "check", "report"];
                     mistakes.add(&key.place, format!("{unknown}: unknown key{}", suggestion(unknown, known)));
                 }
             }
@@ -165,7 +171,13 @@ impl<'a> Parts<'a> {
             report
         });
         let report = report.unwrap_or_default();
-        Config { targets, sources, hooks, report }
+        let check = self.check.map(|table| {
+            let mut settings = Settings::new("check", vec![table], mistakes);
+            let check = CheckConfig::read(&mut settings);
+            settings.end();
+            check
+        });
+        Config { targets, sources, hooks, check, report }
     }
 
     /// The tables of a source and of those that it inherits from, nearest first. It is a mistake if they go round in a circle or

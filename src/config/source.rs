@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fmt::Display;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use super::place::{Mistakes, Place, suggestion};
 use super::settings::{Settings, Used, absolute};
 use super::target::Conditions;
 use super::value::Table;
-use crate::backup::{Guard, Options, Stream, StreamSource, check_tag};
+use crate::backup::{Guard, Options, Placed, Stream, StreamSource, check_tag};
 use crate::quantity::{parse_duration, parse_percent, parse_size};
 use crate::retention::{Age, Count, Period, Policy, Rule};
 
@@ -24,6 +25,8 @@ pub struct SourceConfig {
     pub options: Options,
     /// Which snapshots stay; `None` for all.
     pub keep: Option<Policy>,
+    /// The snapshots of file systems from which it is read; `None` if it is read live.
+    pub snapshot: Option<FileSystemSnapshot>,
     /// When it is skipped.
     pub conditions: Conditions,
     /// The age up to which a backup is fresh.
@@ -32,8 +35,31 @@ pub struct SourceConfig {
     pub used: Vec<Used>,
 }
 
+/// A snapshot of a file system, made for the backups of a source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileSystemSnapshot {
+    /// How it is made; `None` if that depends on the file system, which may have none.
+    pub kind: Option<SnapshotKind>,
+    /// The size of a snapshot of LVM, in percent of its volume.
+    pub size: u8,
+}
+
+/// How a snapshot of a file system is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SnapshotKind {
+    /// By btrfs, of a subvolume.
+    Btrfs,
+    /// By ZFS, of a dataset.
+    Zfs,
+    /// By LVM, of the logical volume below the file system.
+    Lvm,
+}
+
+/// The default size of a snapshot of LVM, in percent of its volume.
+const SNAPSHOT_SIZE: u8 = 10;
+
 /// The keys that say what is backed up.
-const CONTENT: [&str; 5] = ["paths", "command", "user", "filename", "allow-empty"];
+const CONTENT: [&str; 6] = ["paths", "as", "command", "user", "filename", "allow-empty"];
 
 impl SourceConfig {
     /// Reads a source from its own table, those that it inherits, and `[defaults]`.
@@ -49,7 +75,7 @@ impl SourceConfig {
         let mut settings = Settings::new(what, tables, mistakes);
         inherited.iter().for_each(|value| settings.note_use("exclude-also", value));
         let mut options = Options::default();
-        let (to, keep, conditions, max_age) = shared(&mut settings, &mut options, targets);
+        let Shared { to, keep, snapshot, conditions, max_age } = shared(&mut settings, &mut options, targets);
         options.selection.source = Some(name.to_owned());
         options.selection.exclude.extend(super::value::texts(&inherited));
         settings.accept("inherit");
@@ -61,7 +87,7 @@ impl SourceConfig {
         let used = settings.end();
         content?;
         let to = to.filter(|_| is_right);
-        Some(SourceConfig { name: name.to_owned(), to: to?, options, keep, conditions, max_age, used })
+        Some(SourceConfig { name: name.to_owned(), to: to?, options, keep, snapshot, conditions, max_age, used })
     }
 
     /// Notes the mistakes of `[defaults]`.
@@ -77,12 +103,17 @@ impl SourceConfig {
     }
 }
 
+/// Settings that a source and the defaults may have.
+struct Shared {
+    to: Option<Vec<String>>,
+    keep: Option<Policy>,
+    snapshot: Option<FileSystemSnapshot>,
+    conditions: Conditions,
+    max_age: Duration,
+}
+
 /// Reads the settings that a source and the defaults may have.
-fn shared(
-    settings: &mut Settings<'_>,
-    options: &mut Options,
-    targets: &[&str],
-) -> (Option<Vec<String>>, Option<Policy>, Conditions, Duration) {
+fn shared(settings: &mut Settings<'_>, options: &mut Options, targets: &[&str]) -> Shared {
     let Options { selection, reading, storing, policy } = options;
     let set = |to: &mut bool, from: Option<bool>| *to = from.unwrap_or(*to);
     let words = |settings: &mut Settings<'_>, key| {
@@ -110,8 +141,13 @@ fn shared(
     }
     policy.commit_interval = settings.quantity("commit-interval", parse_duration).unwrap_or(policy.commit_interval);
     policy.recheck = settings.quantity("recheck", parse_size).unwrap_or(policy.recheck);
-    let max_age = settings.quantity("max-age", age).unwrap_or(MAX_AGE);
-    (to(settings, targets), keep(settings), Conditions::read(settings), max_age)
+    Shared {
+        to: to(settings, targets),
+        keep: keep(settings),
+        snapshot: snapshot(settings),
+        conditions: Conditions::read(settings),
+        max_age: settings.quantity("max-age", age).unwrap_or(MAX_AGE),
+    }
 }
 
 /// The age up to which the backups of a source are fresh: a daily backup that is made at another hour is not late.
@@ -120,6 +156,23 @@ const MAX_AGE: Duration = Duration::from_secs(36 * 60 * 60);
 fn age(text: &str) -> Result<Duration, String> {
     let age = parse_duration(text)?;
     if age.is_zero() { Err("must not be 0".to_owned()) } else { Ok(age) }
+}
+
+/// The snapshots of file systems.
+fn snapshot(settings: &mut Settings<'_>) -> Option<FileSystemSnapshot> {
+    let kinds = [
+        ("none", None),
+        ("auto", Some(None)),
+        ("btrfs", Some(Some(SnapshotKind::Btrfs))),
+        ("zfs", Some(Some(SnapshotKind::Zfs))),
+        ("lvm", Some(Some(SnapshotKind::Lvm))),
+    ];
+    let kind = settings.word("snapshot", &kinds).flatten();
+    let size = settings.parsed("snapshot-size", |text| {
+        let percent = text.strip_suffix('%').and_then(|number| number.parse().ok());
+        percent.filter(|percent| (1..=100).contains(percent)).ok_or("write a percentage from \"1%\" to \"100%\"")
+    });
+    kind.map(|kind| FileSystemSnapshot { kind, size: size.unwrap_or(SNAPSHOT_SIZE) })
 }
 
 fn number(text: &str) -> Result<u32, &'static str> {
@@ -206,17 +259,24 @@ fn keep(settings: &mut Settings<'_>) -> Option<Policy> {
 
 /// Reads what is backed up. `None` means that it is missing or wrong.
 fn content(place: &Place, settings: &mut Settings<'_>, options: &mut Options) -> Option<()> {
-    let nearest = settings.nearest(&["paths", "command"]);
+    let nearest = settings.nearest(&["paths", "as", "command"]);
     CONTENT.iter().for_each(|key| settings.accept(key));
     match nearest.as_slice() {
-        ["paths"] => {
-            let given = settings.nearest(&["paths", "user", "filename", "allow-empty"]);
-            for key in given.iter().filter(|key| **key != "paths") {
+        ["paths"] | ["as"] | ["paths", "as"] => {
+            let given = settings.nearest(&["paths", "as", "user", "filename", "allow-empty"]);
+            for key in given.iter().filter(|key| !["paths", "as"].contains(key)) {
                 if let Some(value) = settings.find(key) {
                     settings.wrong(&value.place, key, "belongs to a command");
                 }
             }
-            options.selection.paths = nonempty(settings, "paths", absolute)?;
+            let mut paths = match nearest.contains(&"paths") {
+                true => nonempty(settings, "paths", absolute)?,
+                false => Vec::new(),
+            };
+            if nearest.contains(&"as") {
+                options.selection.placed = placed(settings, &mut paths)?;
+            }
+            options.selection.paths = paths;
             Some(())
         }
         ["command"] => {
@@ -248,6 +308,19 @@ fn content(place: &Place, settings: &mut Settings<'_>, options: &mut Options) ->
             None
         }
     }
+}
+
+/// The directories that are backed up under other paths.
+fn placed(settings: &mut Settings<'_>, paths: &mut Vec<PathBuf>) -> Option<Vec<Placed>> {
+    let given = settings.list("as", |text| Ok::<_, String>(text.to_owned()))?;
+    let value = settings.find("as")?;
+    let placed =
+        Placed::parse_all(&given, paths).and_then(|placed| match placed.iter().find(|it| it.from.is_relative()) {
+            Some(relative) => Err(format!("{} is not an absolute path", relative.from.display())),
+            None if placed.is_empty() => Err("the list is empty".into()),
+            None => Ok(placed),
+        });
+    placed.map_err(|why| settings.wrong(&value.place, "as", why)).ok()
 }
 
 /// The output of a command, which another user may run.

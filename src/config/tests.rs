@@ -230,7 +230,7 @@ const WRONG: &[(&str, &str)] = &[
     ("[hook]\non = [\"before\"]\n", "config.toml:1:1: hook: write [[hook]], with two pairs of brackets"),
     (
         "[[hook]]\non = [\"befor\"]\nrun = [\"x\"]\n",
-        "config.toml:2:7: on: \"befor\" is none of before, success, warning, failure, finally (did you mean before?)",
+        "config.toml:2:7: on: \"befor\" is none of before, snapshot, success, warning, failure, finally (did you mean before?)",
     ),
     ("[[hook]]\non = [\"before\"]\n", "config.toml:1:1: hook: run is missing; write run = [\"/path/of/program\"]"),
     ("[[hook]]\non = [\"before\"]\nrun = [\"x\"]\nfor = [\"hme\"]\n", "config.toml:4:8: for: there is no source.hme"),
@@ -258,12 +258,66 @@ fn each_mistake_is_named_with_its_place() {
 }
 
 #[test]
+fn checks_and_snapshots_have_defaults() {
+    let source = "[target.nas]\nrepository = \"/x\"\n[source.home]\nto = [\"nas\"]\npaths = [\"/home\"]\n";
+    let of = |text: &str| load(&folder(&[("config.toml", &format!("{source}{text}"))])).unwrap();
+    assert_eq!(of("").check, None);
+    let standard = of("[check]\n").check.unwrap();
+    assert_eq!((standard.every.as_secs(), standard.read_data), (7 * 24 * 60 * 60, 0.02));
+    let other = of("[check]\nevery = \"1d\"\nread-data = \"50%\"\n").check.unwrap();
+    assert_eq!((other.every.as_secs(), other.read_data), (24 * 60 * 60, 0.5));
+    let snapshot = |text: &str| of(text).source("home").unwrap().snapshot;
+    assert_eq!(snapshot("").or(snapshot("snapshot = \"none\"\n")), None);
+    assert_eq!(snapshot("snapshot = \"auto\"\n"), Some(crate::config::FileSystemSnapshot { kind: None, size: 10 }));
+    let lvm = crate::config::FileSystemSnapshot { kind: Some(crate::config::SnapshotKind::Lvm), size: 25 };
+    assert_eq!(snapshot("snapshot = \"lvm\"\nsnapshot-size = \"25%\"\n"), Some(lvm));
+    for (text, expected) in [
+        (
+            "snapshot = \"btfs\"\n",
+            "6:12: snapshot: \"btfs\" is none of none, auto, btrfs, zfs, lvm (did you mean btrfs?)",
+        ),
+        ("snapshot-size = \"0%\"\n", "6:17: snapshot-size: write a percentage"),
+        ("[check]\nread-data = \"101%\"\n", "7:13: read-data: expected 0% to 100%"),
+        ("[[hook]]\non = [\"snapshot\"]\nrun = [\"x\"]\n", "7:6: on: snapshots are made for a source"),
+    ] {
+        let said = mistakes(&format!("{source}{text}"));
+        assert!(said[0].contains(expected), "{text:?}: {said:?}");
+    }
+}
+
+#[test]
+fn directories_may_be_placed_under_other_paths() {
+    let (target, to) = ("[target.nas]\nrepository = \"/x\"\n", "to = [\"nas\"]\n");
+    let text = format!(
+        "{target}[source.one]\n{to}paths = [\"/s\"]\nas = [\"/home\"]\n\
+         [source.two]\n{to}paths = [\"/etc\"]\nas = [\"/home=/s/home\", \"/var=/s/var\"]\n\
+         [source.three]\ninherit = \"two\"\npaths = [\"/etc\"]\n\
+         [source.four]\ninherit = \"one\"\nas = [\"/home=/t\"]\n"
+    );
+    let config = load(&folder(&[("config.toml", &text)])).unwrap();
+    let of = |name: &str| {
+        let selection = config.source(name).unwrap().options.selection.clone();
+        let placed =
+            selection.placed.iter().map(|placed| format!("{}={}", placed.path.display(), placed.from.display()));
+        (selection.paths.len(), placed.collect::<Vec<_>>().join(" "))
+    };
+    assert_eq!(of("one"), (0, "/home=/s".into()));
+    assert_eq!(of("two"), (1, "/home=/s/home /var=/s/var".into()));
+    assert_eq!(of("three"), (1, String::new()));
+    assert_eq!(of("four"), (0, "/home=/t".into()));
+}
+
+#[test]
 fn mistakes_of_what_a_source_needs_are_named() {
     let target = "[target.nas]\nrepository = \"/x\"\n[source.home]\nto = [\"nas\"]\n";
     for (text, expected) in [
         ("", "3:9: source.home: paths is missing; write what to back up"),
         ("paths = []\n", "5:9: paths: the list is empty"),
         ("paths = [\"home\"]\n", "5:10: paths: write an absolute path"),
+        ("as = [\"/home=/s\", \"/x\"]\n", "5:6: as: write NEW=OLD"),
+        ("as = [\"/home=s\"]\n", "5:6: as: s is not an absolute path"),
+        ("as = []\n", "5:6: as: the list is empty"),
+        ("as = [\"/home=/s\"]\nuser = \"x\"\n", "6:8: user: belongs to a command"),
         ("paths = [\"/\"]\nuser = \"x\"\n", "6:8: user: belongs to a command"),
         ("paths = [\"/\"]\ncommand = [\"x\"]\n", "3:9: paths: write either paths or command"),
         ("command = [\"x\"]\n", "3:9: source.home: filename is missing"),

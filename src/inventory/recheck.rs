@@ -9,8 +9,8 @@ use std::path::Path;
 
 use super::context::Inventory;
 use super::error::Error;
-use crate::catalog::{Catalog, Condemned, KnownPack};
-use crate::format::{Digest, name};
+use crate::catalog::{Catalog, Condemned, KnownPack, PackRow};
+use crate::format::{Digest, PackId, name};
 use crate::storage::{self, ErrorKind};
 
 /// Default limit for the bytes of packs that a run reads again.
@@ -28,8 +28,19 @@ pub struct Rechecked {
     pub packs: u64,
     /// Bytes that were read.
     pub bytes: u64,
+    /// Packs that could not be read, for a reason that says nothing about their bytes; each was reported.
+    pub unread: u64,
     /// Condemned packs; each was reported.
     pub condemned: Condemned,
+}
+
+/// Packs that a check found bad.
+#[derive(Debug, Default)]
+struct Bad {
+    packs: Vec<PackRow>,
+    /// One seems to be missing.
+    missing: bool,
+    unread: u64,
 }
 
 /// Whether a pack is due that was last checked `age` seconds ago; `random` is in the range 0..1.
@@ -52,7 +63,7 @@ impl Inventory<'_> {
         if candidates.is_empty() {
             return Ok(found);
         }
-        let (mut bad, mut missing) = (Vec::new(), false);
+        let mut found_bad = Bad::default();
         for pack in candidates {
             self.check_interrupted()?;
             if !is_due(now.saturating_sub(pack.verified), random()?) {
@@ -61,21 +72,94 @@ impl Inventory<'_> {
             found.packs += 1;
             let read = found.bytes + pack.length <= read_again;
             found.bytes += if read { pack.length } else { 0 };
-            match self.check_pack(&pack, read)? {
-                PackCheck::Intact => catalog.set_verified(pack.row, now)?,
-                PackCheck::Damaged(why) => {
-                    self.report(&pack, &why);
-                    bad.push(pack.row);
-                    missing |= why != WRONG_DIGEST;
+            self.note_check(catalog, &pack, read, now, &mut found_bad)?;
+        }
+        found.condemned = self.condemn(catalog, &found_bad)?;
+        catalog.commit()?;
+        Ok(found)
+    }
+
+    /// Reads the next packs after `after`, in the order of their ids, and from the first one again after the last one, until
+    /// at least `bytes` are read or all packs are. `now` is in seconds since 1970. After each batch, `done` is called with
+    /// its last pack; the check ends if it returns false. Reports and condemns bad packs.
+    pub fn read_part(
+        &self,
+        catalog: &mut Catalog,
+        after: Option<PackId>,
+        bytes: u64,
+        now: i64,
+        mut done: impl FnMut(PackId) -> Result<bool, Error>,
+    ) -> Result<Rechecked, Error> {
+        let mut found = Rechecked::default();
+        let (mut last, mut is_again) = (after, after.is_none());
+        while found.bytes < bytes {
+            let mut batch = catalog.packs_after(last, PACKS)?;
+            if is_again && let Some(after) = after {
+                batch.retain(|pack| pack.id <= after);
+            }
+            if batch.is_empty() {
+                if is_again {
+                    break;
                 }
-                PackCheck::Missing => missing = true,
-                PackCheck::Unknown(why) => {
-                    self.monitor.problem(Path::new(&name::pack(pack.id)), &format!("{why}; it is checked again later"));
+                (last, is_again) = (None, true);
+                continue;
+            }
+            let mut bad = Bad::default();
+            for pack in batch {
+                if found.bytes >= bytes {
+                    break;
                 }
+                self.check_interrupted()?;
+                self.monitor.progress().at(Path::new(&name::pack(pack.id)));
+                self.note_check(catalog, &pack, true, now, &mut bad)?;
+                self.monitor.progress().bytes(pack.length);
+                found.packs += 1;
+                found.bytes += pack.length;
+                last = Some(pack.id);
+            }
+            let condemned = self.condemn(catalog, &bad)?;
+            found.unread += bad.unread;
+            found.condemned.packs += condemned.packs;
+            found.condemned.bytes += condemned.bytes;
+            catalog.commit()?;
+            if let Some(last) = last
+                && !done(last)?
+            {
+                break;
             }
         }
-        found.condemned = catalog.condemn(&bad)?;
-        if missing {
+        Ok(found)
+    }
+
+    /// Checks a pack, and notes the result.
+    fn note_check(
+        &self,
+        catalog: &Catalog,
+        pack: &KnownPack,
+        read: bool,
+        now: i64,
+        bad: &mut Bad,
+    ) -> Result<(), Error> {
+        match self.check_pack(pack, read)? {
+            PackCheck::Intact => catalog.set_verified(pack.row, now)?,
+            PackCheck::Damaged(why) => {
+                self.report(pack, &why);
+                bad.packs.push(pack.row);
+                bad.missing |= why != WRONG_DIGEST;
+            }
+            PackCheck::Missing => bad.missing = true,
+            PackCheck::Unknown(why) => {
+                bad.unread += 1;
+                self.monitor.problem(Path::new(&name::pack(pack.id)), &format!("{why}; it is checked again later"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Condemns bad packs.
+    fn condemn(&self, catalog: &mut Catalog, bad: &Bad) -> Result<Condemned, Error> {
+        let mut condemned = catalog.condemn(&bad.packs)?;
+        if bad.missing {
             // Probably not the only one, or the storage was unavailable for a moment: list all packs.
             self.require_packs(catalog)?;
             let more = catalog.condemn_unlisted(&mut |pack, length| match length {
@@ -83,11 +167,10 @@ impl Inventory<'_> {
                 None => self.report(pack, MISSING),
             })?;
             catalog.begin_listing()?;
-            found.condemned.packs += more.packs;
-            found.condemned.bytes += more.bytes;
+            condemned.packs += more.packs;
+            condemned.bytes += more.bytes;
         }
-        catalog.commit()?;
-        Ok(found)
+        Ok(condemned)
     }
 
     fn report(&self, pack: &KnownPack, why: &str) {

@@ -1,7 +1,7 @@
 //! Runs of a configuration: backups of all sources to all targets, with hooks.
 //!
 //! ```text
-//! hooks "before" ─► for each source: its hooks, its backups ─► forget ─► prune ─► hooks "success" … "finally"
+//! hooks "before" ─► for each source: hooks, snapshots, backups ─► forget ─► prune ─► check ─► hooks "success" … "finally"
 //! ```
 //!
 //! A failure skips what depends on it, and nothing else: another source and another target are still backed up. Snapshots of a
@@ -11,6 +11,7 @@
 //! - [`outcome`]: the result of each step
 //! - [`conditions`]: whether a source or a target is to be used now
 //! - [`hooks`]: commands before and after backups
+//! - [`snapshots`]: snapshots of file systems, which exist during backups
 //! - [`journal`]: the record of all steps; [`report`]: pings of a URL
 
 mod conditions;
@@ -18,6 +19,7 @@ mod hooks;
 mod journal;
 mod outcome;
 mod report;
+mod snapshots;
 mod steps;
 
 pub use journal::{EndedRun, Entry, Journal, JournalError, Subject, Trouble};

@@ -11,15 +11,16 @@ use super::conditions::{self, obstacle};
 use super::hooks::{self, Verdict};
 use super::journal::Journal;
 use super::outcome::{Counts, Failed, Outcome, Row, Step};
-use crate::backup::{self, Options, Summary};
-use crate::config::{Config, Hook, Moment, OnFailure, SourceConfig, TargetConfig};
+use super::snapshots::{self, Snapshots};
+use crate::backup::{self, Options, Placed, SNAPSHOT_FOLDER, Summary};
+use crate::config::{CheckConfig, Config, Hook, Moment, OnFailure, SourceConfig, TargetConfig};
 use crate::failure::FailureKind;
 use crate::format::RepositoryId;
 use crate::monitor::{Monitor, count};
 use crate::prune;
 use crate::repository::Repository;
 use crate::retention::{self, Calendar, Caution, Choice, Grouping};
-use crate::session::EarlyRuns;
+use crate::session::{self, EarlyRuns};
 use crate::state::RepositoryState;
 use crate::storage::{Ahead, Location};
 
@@ -123,8 +124,12 @@ enum Gate {
 
 impl<'a> Run<'a> {
     fn all(&mut self) {
-        let gate = self.before(None);
+        let gate = self.before(Moment::Before, None);
         if self.job.wants(Step::Backup) {
+            if !self.job.dry_run {
+                let caller = self.environment.caller;
+                snapshots::remove_leftovers(self.environment.state, &|message| caller.note(message));
+            }
             for source in &self.job.sources {
                 self.source(source, &gate);
             }
@@ -134,6 +139,9 @@ impl<'a> Run<'a> {
         }
         for target in self.targets() {
             self.prune(target);
+        }
+        for target in self.targets() {
+            self.check(target);
         }
         self.after(None, 0);
     }
@@ -212,10 +220,20 @@ impl<'a> Run<'a> {
             Gate::Open => obstacle(&source.conditions),
         };
         let is_begun = obstacle.is_none();
-        let closed = obstacle.or_else(|| match self.before(Some(&source.name)) {
+        let mut closed = obstacle.or_else(|| match self.before(Moment::Before, Some(&source.name)) {
             Gate::Closed(outcome) => Some(outcome),
             Gate::Open => None,
         });
+        let caller = self.environment.caller;
+        let note = |message: &str| caller.note(message);
+        let snapshots = match &closed {
+            None => self.snapshots(source, &note).unwrap_or_else(|outcome| {
+                closed = Some(outcome);
+                None
+            }),
+            Some(_) => None,
+        };
+        let read_from = snapshots.as_ref().map(|snapshots| snapshots.read_from.as_slice()).unwrap_or_default();
         for name in &source.to {
             let Ok(target) = self.job.config.target(name) else { continue };
             let (job, environment) = (self.job, self.environment);
@@ -228,7 +246,7 @@ impl<'a> Run<'a> {
                 if job.dry_run && source.options.selection.stream.is_some() {
                     return Ok(Outcome::Skipped("a dry run does not run the command".into()));
                 }
-                let summary = back_up(job, environment, source, target, monitor)?;
+                let summary = back_up(job, environment, source, read_from, target, monitor)?;
                 counts = Some(Counts::from(&summary));
                 let is_made = summary.snapshot.is_some() || job.dry_run && !summary.shrunk;
                 is_new = is_made && summary.lost_paths == 0;
@@ -239,8 +257,29 @@ impl<'a> Run<'a> {
                 self.new.push((source.name.clone(), name.clone()));
             }
         }
+        drop(snapshots);
         if is_begun {
             self.after(Some(&source.name), first);
+        }
+    }
+
+    /// Makes the snapshots of file systems that a source wants, and runs the hooks after that.
+    fn snapshots<'n>(&mut self, source: &SourceConfig, note: &'n dyn Fn(&str)) -> Result<Option<Snapshots<'n>>, Outcome>
+    where
+        'a: 'n,
+    {
+        let Some(wanted) = source.snapshot.as_ref().filter(|_| !self.job.dry_run && !self.is_stopped()) else {
+            return Ok(None);
+        };
+        let Environment { state, stop, .. } = *self.environment;
+        let made = Snapshots::make(wanted, &source.options.selection.paths, state, stop, note);
+        let made = made.map_err(Outcome::Failed)?;
+        if made.is_empty() {
+            return Ok(None);
+        }
+        match self.before(Moment::Snapshot, Some(&source.name)) {
+            Gate::Open => Ok(Some(made)),
+            Gate::Closed(outcome) => Err(outcome),
         }
     }
 
@@ -308,16 +347,10 @@ impl<'a> Run<'a> {
             if let Some(outcome) = obstacle(&target.conditions) {
                 return Ok(outcome);
             }
-            if job.only != Some(Step::Prune) {
-                match environment.journal.map(|journal| journal.was_done(Step::Prune, &target.name, target.prune.every))
-                {
-                    Some(Ok(false)) => {}
-                    Some(Ok(true)) => return Ok(Outcome::Skipped("it is not due".into())),
-                    Some(Err(error)) => return Err(Failed::new(error.to_string())),
-                    // There is nothing yet that a dry run could read.
-                    None if job.dry_run => {}
-                    None => return Ok(Outcome::Skipped("it is not known whether it is due".into())),
-                }
+            if job.only != Some(Step::Prune)
+                && let Some(outcome) = not_due(job, environment, Step::Prune, &target.name, target.prune.every)?
+            {
+                return Ok(outcome);
             }
             let repository = environment.open(target, Vec::new())?;
             let state = RepositoryState::new(environment.state, repository.id());
@@ -330,12 +363,44 @@ impl<'a> Run<'a> {
         });
     }
 
-    /// Runs the hooks before the backups of a source, or before all.
-    fn before(&mut self, source: Option<&str>) -> Gate {
+    /// Checks a target, and reads a part of its data, if it is time.
+    fn check(&mut self, target: &TargetConfig) {
+        if !self.job.wants(Step::Check) || self.job.only.is_none() && self.job.config.check.is_none() {
+            return;
+        }
+        let (job, environment) = (self.job, self.environment);
+        let CheckConfig { every, read_data } = job.config.check.unwrap_or_default();
+        self.step(Step::Check, None, Some(&target.name), |monitor| {
+            if let Some(outcome) = obstacle(&target.conditions) {
+                return Ok(outcome);
+            }
+            if job.only.is_none()
+                && let Some(outcome) = not_due(job, environment, Step::Check, &target.name, every)?
+            {
+                return Ok(outcome);
+            }
+            if job.dry_run {
+                return Ok(Outcome::Skipped("a dry run checks nothing".into()));
+            }
+            let repository = environment.caller.open(target, Vec::new())?;
+            let state = RepositoryState::new(environment.state, repository.id());
+            let found =
+                session::check_part(&repository, &state, read_data, target.wait_lock, monitor, environment.stop)?;
+            let (packs, size) = (count(found.packs, "pack", "packs"), environment.caller.size(found.read_bytes));
+            let text = format!("{packs} compared, {} of them read ({size})", found.read_packs);
+            Ok(match found.problems {
+                0 => Outcome::Done(text),
+                problems => Outcome::Partial(format!("{}; {text}", count(problems, "problem", "problems"))),
+            })
+        });
+    }
+
+    /// Runs the hooks of a moment before the backups of a source, or before all.
+    fn before(&mut self, moment: Moment, source: Option<&str>) -> Gate {
         let mut gate = Gate::Open;
-        for hook in self.hooks(Moment::Before, source) {
+        for hook in self.hooks(moment, source) {
             if let Gate::Open = gate {
-                gate = self.hook(hook, Moment::Before, source, &[], self.environment.stop);
+                gate = self.hook(hook, moment, source, &[], self.environment.stop);
             }
         }
         gate
@@ -411,15 +476,38 @@ impl<'a> Run<'a> {
     }
 }
 
+/// Returns why a step is not due on a target, if it is not.
+fn not_due(
+    job: &Job<'_>,
+    environment: &Environment<'_>,
+    step: Step,
+    target: &str,
+    every: Duration,
+) -> Result<Option<Outcome>, Failed> {
+    match environment.journal.map(|journal| journal.was_done(step, target, every)) {
+        Some(Ok(false)) => Ok(None),
+        Some(Ok(true)) => Ok(Some(Outcome::Skipped("it is not due".into()))),
+        Some(Err(error)) => Err(Failed::new(error.to_string())),
+        // There is nothing yet that a dry run could read.
+        None if job.dry_run => Ok(None),
+        None => Ok(Some(Outcome::Skipped("it is not known whether it is due".into()))),
+    }
+}
+
 /// Backs a source up to a target.
 fn back_up(
     job: &Job<'_>,
     environment: &Environment<'_>,
     source: &SourceConfig,
+    read_from: &[Placed],
     target: &TargetConfig,
     monitor: &dyn Monitor,
 ) -> Result<Summary, Failed> {
     let mut options: Options = source.options.clone();
+    if !read_from.is_empty() {
+        options.selection.read_from = read_from.to_vec();
+        options.selection.exclude.push(format!("{SNAPSHOT_FOLDER}/"));
+    }
     let location = environment.caller.locate(target);
     options.policy.dry_run = job.dry_run;
     if job.allow_shrink {

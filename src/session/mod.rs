@@ -11,11 +11,13 @@
 //! - [`orphans`]: removes packs and temporary files of runs that did not finish
 //! - [`remover`]: the one way to remove objects from a repository
 //! - [`reserve`]: space for commands that free space when the disk is full
+//! - [`mod@check_part`]: checks the repository, and reads a part of its packs
 //! - [`tombstones`]: forgotten, held and released snapshots
 //! - [`adopt`]: makes this machine the writer
 
 mod adopt;
 mod announce;
+mod check_part;
 mod early;
 mod error;
 #[cfg(test)]
@@ -33,6 +35,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 pub use adopt::{Adopted, adopt_with_host_key, adopt_with_owner_key};
+pub use check_part::{PartCheck, check_part};
 pub use early::EarlyRuns;
 pub use error::Error;
 pub use open::{Checks, LOOK_AGAIN, Mend, NOTHING_YET, Session, look};

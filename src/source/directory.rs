@@ -1,6 +1,7 @@
 //! An open directory. Its entries are reached by a single name, relative to its handle.
 //!
-//! A name is a single path component, as in a [`Listing`]. Symlinks are followed only in the path of the root.
+//! A name is a single path component, as in a [`Listing`]. Symlinks are followed only in the path of the root. A
+//! [`PathMap`] may say that an entry is read elsewhere; its path is still that of the entry.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -14,6 +15,7 @@ use rustix::io::{Errno, retry_on_intr};
 use super::error::Error;
 use super::extended::Extended;
 use super::listing::{ListedName, Listing};
+use super::path_map::PathMap;
 use super::shared_path::SharedPath;
 use super::stat::Stat;
 use super::{listing, stat};
@@ -24,6 +26,8 @@ use crate::format::Kind;
 pub struct Directory {
     fd: OwnedFd,
     path: SharedPath,
+    /// Entries that are read elsewhere.
+    map: PathMap,
     /// Held while the names are read, because the read position belongs to the handle.
     listing: Mutex<()>,
 }
@@ -31,17 +35,23 @@ pub struct Directory {
 impl Directory {
     /// Opens the root of a walk. Follows symlinks, since the user named the path.
     pub fn open_root(path: &Path) -> Result<Self, Error> {
-        Directory::open(CWD, path.as_os_str(), OFlags::empty(), path.into())
+        Directory::open_mapped(path, &PathMap::default())
+    }
+
+    /// The same, where the map says that an absolute path and those below it are read.
+    pub fn open_mapped(path: &Path, map: &PathMap) -> Result<Self, Error> {
+        Directory::open(CWD, map.place(path).as_os_str(), OFlags::empty(), path.into(), map.at(path))
     }
 
     /// Opens a subdirectory; fails for a symlink. Access times are preserved if the system permits it.
     pub fn open_child(&self, name: &OsStr) -> Result<Directory, Error> {
-        Directory::open(&self.fd, name, OFlags::NOFOLLOW, self.path.child(name))
+        let (place, map) = (self.map.locate(name), self.map.child(name));
+        Directory::open(&self.fd, &place, OFlags::NOFOLLOW, self.path.child(name), map)
     }
 
-    fn open(above: impl AsFd, name: &OsStr, flags: OFlags, path: SharedPath) -> Result<Self, Error> {
+    fn open(above: impl AsFd, name: &OsStr, flags: OFlags, path: SharedPath, map: PathMap) -> Result<Self, Error> {
         match open_quietly(above, name, flags | OFlags::DIRECTORY) {
-            Ok(fd) => Ok(Directory { fd, path, listing: Mutex::new(()) }),
+            Ok(fd) => Ok(Directory { fd, path, map, listing: Mutex::new(()) }),
             Err(e) => Err(Error::io("open the directory", path, e)),
         }
     }
@@ -54,25 +64,25 @@ impl Directory {
     /// Stats an entry; does not follow a symlink. If the name is missing, the error [is
     /// vanished](Error::is_vanished).
     pub fn stat_child(&self, name: &OsStr) -> Result<Stat, Error> {
-        Stat::child(&self.fd, name).map_err(|e| Error::io("stat", self.path.child(name), e))
+        Stat::child(&self.fd, &self.map.locate(name)).map_err(|e| Error::io("stat", self.path.child(name), e))
     }
 
     /// Stats the root of the mount at `name` from the kernel's cache. It contacts no server or FUSE program, so it
     /// cannot hang or fail with one. If the kernel has no cached stat, the result is a private directory on `device`.
     pub fn stat_mount_point(&self, name: &OsStr, device: u64) -> Stat {
-        Stat::cached_child(&self.fd, name).unwrap_or_else(|_| Stat::of_hidden_directory(device))
+        Stat::cached_child(&self.fd, &self.map.locate(name)).unwrap_or_else(|_| Stat::of_hidden_directory(device))
     }
 
     /// Whether a directory, not a single file, is mounted at `name`. Does not block, like
     /// [`Directory::stat_mount_point`]. `None` if the kernel does not know.
     pub fn is_mounted_directory(&self, name: &OsStr) -> Option<bool> {
-        Stat::cached_child(&self.fd, name).ok().map(|stat| stat.kind == Kind::Directory)
+        Stat::cached_child(&self.fd, &self.map.locate(name)).ok().map(|stat| stat.kind == Kind::Directory)
     }
 
     /// Whether an entry is on the same mount as the directory itself. `None` if the kernel does not report mounts.
     pub fn shares_mount_with(&self, name: &OsStr) -> Option<bool> {
         let own = stat::mount_id(&self.fd, OsStr::new(""))?;
-        Some(own == stat::mount_id(&self.fd, name)?)
+        Some(own == stat::mount_id(&self.fd, &self.map.locate(name))?)
     }
 
     /// Extended attributes and inode flags of the directory itself.
@@ -82,12 +92,12 @@ impl Directory {
 
     /// Extended attributes and inode flags of an entry; does not follow a symlink.
     pub fn extended_of_child(&self, name: &OsStr) -> Extended {
-        Extended::of_child(&self.fd, name)
+        Extended::of_child(&self.fd, &self.map.locate(name))
     }
 
     /// The target of a symlink, unchanged.
     pub fn read_link(&self, name: &OsStr) -> Result<Vec<u8>, Error> {
-        match readlinkat(&self.fd, name, Vec::new()) {
+        match readlinkat(&self.fd, &*self.map.locate(name), Vec::new()) {
             Ok(target) => Ok(target.into_bytes()),
             Err(e) => Err(Error::io("read the symlink", self.path.child(name), e)),
         }
@@ -98,7 +108,7 @@ impl Directory {
     /// Does not block, even if the name is a FIFO by now. Check the type of the opened file with [`Stat::of_fd`].
     pub fn open_file(&self, name: &OsStr) -> Result<File, Error> {
         let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
-        match open_quietly(&self.fd, name, flags) {
+        match open_quietly(&self.fd, &self.map.locate(name), flags) {
             Ok(fd) => Ok(File::from(fd)),
             Err(e) => Err(Error::io("open", self.path.child(name), e)),
         }

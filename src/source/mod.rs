@@ -7,6 +7,7 @@
 //! - [`directory`]: an open directory
 //! - [`listing`]: the sorted names in a directory
 //! - `sort`: external merge sort for long listings
+//! - [`path_map`]: paths that are read in another place
 //! - [`shared_path`]: paths that share their prefixes
 //! - [`stat`]: stat fields, and change detection by them
 //! - [`extended`]: extended attributes and inode flags
@@ -31,6 +32,7 @@ pub mod mount;
 pub mod mounts;
 pub mod owners;
 pub mod page_cache;
+pub mod path_map;
 pub mod patterns;
 pub mod shared_path;
 mod sort;
@@ -48,6 +50,7 @@ pub use mount::{EntryMount, Mount, is_foreign};
 pub use mounts::{LastMount, MountPlace, MountTable};
 pub use owners::Owners;
 pub use page_cache::UncachedReader;
+pub use path_map::PathMap;
 pub use patterns::{Pattern, Patterns};
 pub use shared_path::SharedPath;
 pub use sort::temporary_folder;

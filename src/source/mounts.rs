@@ -10,6 +10,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use super::error::Error;
 use super::mount::Mount;
+use super::path_map::PathMap;
 use super::stat::Stat;
 use crate::sys::mountinfo::{self, MountInfo, TABLE};
 
@@ -27,7 +28,7 @@ pub struct MountTable {
 type Key = (u64, u64);
 
 /// A directory that is a mount point or contains mount points.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct MountPlace {
     mounted: Option<Mount>,
     below: BTreeMap<OsString, Arc<MountPlace>>,
@@ -55,6 +56,23 @@ impl MountTable {
     fn of_lines(lines: &[MountLine]) -> Self {
         let met = lines.iter().map(|line| ((line.id, line.mount.device), line.mount)).collect();
         MountTable { met: Arc::new(RwLock::new(met)), top: Arc::new(visible(lines)) }
+    }
+
+    /// The table with the mounts of mapped paths as they are at their places.
+    pub fn mapped(&self, map: &PathMap) -> Self {
+        let mut top = self.top.clone();
+        for (path, place) in map.pairs() {
+            let (mounted, found) = self.find(&place);
+            let below = found.map(|found| found.below.clone()).unwrap_or_default();
+            let mut at = &mut top;
+            for name in path.components() {
+                if let Component::Normal(name) = name {
+                    at = Arc::make_mut(at).below.entry(name.to_owned()).or_default();
+                }
+            }
+            *at = Arc::new(MountPlace { mounted, below });
+        }
+        MountTable { met: self.met.clone(), top }
     }
 
     /// The mount that a file is on. [`LastMount`] is faster for many files.
@@ -250,6 +268,26 @@ mod tests {
         let b = a.as_ref().unwrap().child(OsStr::new("b")).unwrap();
         assert_eq!((a.as_ref().unwrap().mounted(), b.mounted()), (None, mounted(2)));
         assert!(b.child(OsStr::new("d")).is_none());
+    }
+
+    #[test]
+    fn mapped_paths_have_the_mounts_of_their_places() {
+        let mounts = table(
+            b"22 1 0:1 / / rw - ext4 x rw\n\
+            23 22 0:2 / /s rw - ext4 x rw\n\
+            24 23 0:3 / /s/h/in rw - ext4 x rw\n\
+            25 22 0:4 / /home rw - ext4 x rw\n\
+            26 25 0:5 / /home/live rw - ext4 x rw\n",
+        );
+        let pairs = [("/home", "/s/h"), ("/home/live", "/home/live")];
+        let map = PathMap::new(pairs.map(|(path, place)| (Path::new(path), Path::new(place))));
+        let mapped = mounts.mapped(&map);
+        for (path, minor) in
+            [("/", 1), ("/home", 2), ("/home/x", 2), ("/home/in", 3), ("/home/live", 5), ("/s/h/in", 3)]
+        {
+            assert_eq!(mapped.find(Path::new(path)).0, mounted(minor), "{path}");
+        }
+        assert_eq!(mounts.find(Path::new("/home")).0, mounted(4));
     }
 
     #[test]

@@ -63,6 +63,11 @@ impl<'t> MountInfo<'t> {
         unescape(self.root)
     }
 
+    /// The source of the file system, without escapes.
+    pub(crate) fn source_path(&self) -> PathBuf {
+        unescape(self.source)
+    }
+
     /// Whether the mount has this flag, such as `nosuid`.
     pub(crate) fn has_flag(&self, flag: &str) -> bool {
         self.flags.split(|byte| *byte == b',').any(|there| there == flag.as_bytes())

@@ -60,6 +60,20 @@ impl PathSet {
         self
     }
 
+    /// Whether no other path leads to this one, through it or below it.
+    pub(in crate::backup) fn has_apart(&self, path: &Path) -> bool {
+        let mut part = self.root();
+        for name in path.components() {
+            if let Component::Normal(name) = name {
+                if part.whole {
+                    return false;
+                }
+                part = part.child(name);
+            }
+        }
+        !part.leads_further()
+    }
+
     /// The wanted part of the root.
     pub(in crate::backup) fn root(&self) -> Subset<'_> {
         Subset { names: &self.names, spans: &self.spans, length: 0, whole: !self.limited }.or_given()
@@ -193,6 +207,8 @@ mod tests {
         assert_eq!(names(a.without_the_rest()), ["b"]);
         let b = a.without_the_rest().child("b".as_ref());
         assert!(!b.whole && b.leads_further());
+        assert!(!s.has_apart(Path::new("/a")) && !s.has_apart(Path::new("/a/b/c")));
+        assert!(selection(&["/a/b", "/a/c"]).has_apart(Path::new("/a/b")));
         assert!(b.child("c".as_ref()).whole && !b.child("c".as_ref()).leads_further());
     }
 

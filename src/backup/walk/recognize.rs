@@ -9,10 +9,11 @@ use std::sync::Arc;
 use roaring::RoaringTreemap;
 
 use super::devices::Devices;
+use super::rules::Rules;
 use crate::backup::error::Error;
 use crate::catalog::{DirectoryRow, Parent, Past, SegmentId, SourceRow};
 use crate::format::Timestamp;
-use crate::source::{Directory, EntryMount, Inode, LastMount, MountTable, Stat, is_foreign};
+use crate::source::{Directory, EntryMount, Inode, LastMount, PathMap, Stat, is_foreign};
 
 /// A directory that the catalog knows.
 #[derive(Clone)]
@@ -68,6 +69,8 @@ pub(super) struct Recognizer {
     pub(super) past: Past,
     devices: Devices,
     mounts: LastMount,
+    /// Where paths are read.
+    map: PathMap,
     /// The inode number of a directory counts.
     by_inode: bool,
     /// The rows of directories that were entered in this run.
@@ -78,12 +81,13 @@ pub(super) struct Recognizer {
 }
 
 impl Recognizer {
-    pub(super) fn new(past: Past, mounts: &MountTable, by_inode: bool, source: Option<SourceRow>) -> Self {
+    pub(super) fn new(past: Past, rules: &Rules, source: Option<SourceRow>) -> Self {
         Recognizer {
             past,
             devices: Devices::default(),
-            mounts: LastMount::of_table(mounts),
-            by_inode,
+            mounts: LastMount::of_table(&rules.mounts),
+            map: rules.map.clone(),
+            by_inode: rules.identity.inode,
             entered: RoaringTreemap::new(),
             source,
             root: None,
@@ -199,7 +203,7 @@ impl Recognizer {
         };
         // The directory of a pipe is on no device.
         let is_other = inode.number != stat.ino && inode.device != self.device_of(stat) && inode.device != 0;
-        let above = path.parent().and_then(|above| above.symlink_metadata().ok());
+        let above = self.map.place(path).parent().and_then(|above| above.symlink_metadata().ok());
         if below > 0 && is_other && above.is_some_and(|above| above.dev() == stat.dev) {
             return Ok(LastTime::OtherFileSystem);
         }

@@ -3,10 +3,11 @@
 use std::collections::HashSet;
 use std::ffi::OsStr;
 
+use super::scope::Scope;
 use crate::backup::options::{Reading, Selection};
 use crate::catalog::stats::ComparedFields;
 use crate::format::Kind;
-use crate::source::{Directory, Inode, MountTable, Patterns, Stat, Tags};
+use crate::source::{Directory, Inode, MountTable, PathMap, Patterns, Stat, Tags};
 
 /// The rules of a walk.
 pub(in crate::backup) struct Rules {
@@ -21,6 +22,9 @@ pub(in crate::backup) struct Rules {
     pub(in crate::backup) reread: bool,
     /// Files of this many bytes and more are read one after the other.
     pub(in crate::backup) large: u64,
+    /// Where paths are read.
+    pub(in crate::backup) map: PathMap,
+    /// The mounts of these places.
     pub(in crate::backup) mounts: MountTable,
     /// Directories that are never entered: the repository and this program's state.
     pub(in crate::backup) forbidden: HashSet<Inode>,
@@ -30,19 +34,20 @@ impl Rules {
     pub(in crate::backup) fn new(
         selection: &Selection,
         reading: &Reading,
-        exclude: Patterns,
+        scope: &Scope,
         large: u64,
         mounts: MountTable,
         forbidden: HashSet<Inode>,
     ) -> Self {
         Rules {
-            exclude,
+            exclude: scope.exclude.clone(),
             tags: Tags { caches: selection.exclude_caches, names: selection.exclude_if_present.clone() },
             exclude_nodump: selection.exclude_nodump,
             identity: reading.identity,
             one_file_system: selection.one_file_system,
             reread: reading.reread,
             large,
+            map: scope.map.clone(),
             mounts,
             forbidden,
         }

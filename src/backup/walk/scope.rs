@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::fs::Metadata;
 use std::io;
+use std::iter;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
@@ -14,10 +15,10 @@ use super::list;
 use super::path_set::PathSet;
 use crate::backup::calls::Calls;
 use crate::backup::error::Error;
-use crate::backup::options::{Selection, Stream};
+use crate::backup::options::{Placed, Selection, Stream};
 use crate::format::source::is_source_name;
 use crate::monitor::Monitor;
-use crate::source::{Inode, MountTable, Pattern, Patterns};
+use crate::source::{Inode, MountTable, PathMap, Pattern, Patterns};
 
 /// The paths to back up.
 pub(in crate::backup) struct Scope {
@@ -29,8 +30,12 @@ pub(in crate::backup) struct Scope {
     pub(in crate::backup) exclude: Patterns,
     /// How many given paths do not exist.
     pub(in crate::backup) missing: u64,
-    /// The `paths` that are not excluded.
+    /// Where paths are read.
+    pub(in crate::backup) map: PathMap,
+    /// The `paths` that are not excluded and not placed.
     wanted: Vec<PathBuf>,
+    /// The directories that are backed up under other paths.
+    placed: Vec<PathBuf>,
 }
 
 /// Where content comes from.
@@ -68,14 +73,16 @@ impl Scope {
             origin: Origin::Stream(stream.clone()),
             exclude: Patterns::new(Path::new("/"), &[])?,
             missing: 0,
+            map: PathMap::default(),
             wanted: Vec::new(),
+            placed: Vec::new(),
         })
     }
 
     fn of_tree(given: &Selection, mounts: &MountTable, calls: &Calls, monitor: &dyn Monitor) -> Result<Self, Error> {
         // Patterns are checked before the paths, which may be many.
         let patterns = patterns(given)?;
-        let alone = given.files_from.is_empty() && given.paths.len() == 1;
+        let alone = given.files_from.is_empty() && given.paths.len() + given.placed.len() == 1;
         // The only path is the root of all patterns, or a single file.
         let exclude = Patterns::new(Path::new("/"), if alone { &[] } else { &patterns })?;
         let mut resolver = Resolver { exclude, mounts, calls, last: None };
@@ -100,6 +107,20 @@ impl Scope {
                 }
             }
         }
+        let mut places = Vec::new();
+        for Placed { path, from } in &given.placed {
+            match resolver.directory(from) {
+                Ok(place) => {
+                    places.push((path.clone(), place));
+                    paths.push(path.clone());
+                }
+                Err(source) if alone => return Err(Error::NoSource { path: from.display().to_string(), source }),
+                Err(e) => {
+                    missing += 1;
+                    monitor.problem(from, &e.to_string());
+                }
+            }
+        }
         for list in &given.files_from {
             list::read(list, &mut |path| match resolver.resolve(path, Last::Keep) {
                 Ok(resolved) => {
@@ -113,21 +134,23 @@ impl Scope {
             })?;
         }
         if paths.is_empty() && !found {
-            let is_nothing_given = given.paths.is_empty() && given.files_from.is_empty();
+            let is_nothing_given = given.paths.is_empty() && given.placed.is_empty() && given.files_from.is_empty();
             let usage = || Error::Usage("nothing was given to back up".into());
             return Err(if is_nothing_given { usage() } else { Error::NothingThere });
         }
         let name = source_name(given, paths.first().filter(|_| alone).and_then(|path| path.file_name()))?;
-        let is_directory = |path: &Path| path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
-        let (root, selection) = match paths.first().filter(|path| alone && is_directory(path)) {
+        let map = map(&places, given);
+        let (root, selection) = match paths.first().filter(|path| alone && is_directory(&map.place(path))) {
             Some(path) => (path.clone(), PathSet::default()),
             None => {
                 paths.iter().for_each(|path| selection.add(path));
                 (PathBuf::from("/"), selection.finish())
             }
         };
+        check_places(&places, &paths, &root, &selection)?;
         let exclude = Patterns::new(&root, &patterns)?;
-        Ok(Scope { name, paths, origin: Origin::Tree { root, selection }, exclude, missing, wanted })
+        let placed = places.into_iter().map(|(_, place)| place).collect();
+        Ok(Scope { name, paths, origin: Origin::Tree { root, selection }, exclude, missing, map, wanted, placed })
     }
 
     /// The path that the snapshot's root has on this machine; `None` for a pipe.
@@ -150,9 +173,11 @@ impl Scope {
     pub(in crate::backup) fn stay_out_of(&self, forbidden: &HashSet<Inode>) -> Result<(), Error> {
         let Origin::Tree { .. } = self.origin else { return Ok(()) };
         let inode = |path: &Path| path.symlink_metadata().map(|metadata| inode_of(&metadata));
-        let is_forbidden = |path: &&Path| inode(path).is_ok_and(|inode| forbidden.contains(&inode));
-        for path in &self.wanted {
-            if let Some(own) = path.ancestors().find(is_forbidden) {
+        let is_forbidden = |path: &Path| inode(path).is_ok_and(|inode| forbidden.contains(&inode));
+        let ways = self.wanted.iter().map(|path| (path, true)).chain(self.placed.iter().map(|path| (path, false)));
+        for (path, is_mapped) in ways {
+            let place = |path: &Path| if is_mapped { self.map.place(path) } else { path.to_owned() };
+            if let Some(own) = path.ancestors().find(|path| is_forbidden(&place(path))) {
                 return Err(Error::Usage(format!(
                     "{} can't be backed up here: {} belongs to this repository or to brackfs's own state",
                     path.display(),
@@ -162,6 +187,50 @@ impl Scope {
         }
         Ok(())
     }
+}
+
+fn is_directory(path: &Path) -> bool {
+    path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir())
+}
+
+/// Where paths are read. Directories above a placed one are read above its place if that ends with its path, such as
+/// `/mnt/old/home/me` for `/home/me`, or if this machine does not have them.
+fn map(places: &[(PathBuf, PathBuf)], given: &Selection) -> PathMap {
+    let mut above = Vec::new();
+    for (path, place) in places {
+        let below_root = path.strip_prefix("/").unwrap_or(path);
+        let mut is_mapped = place.ends_with(below_root);
+        let top = Path::new("/");
+        let there = place.ancestors().chain(iter::repeat(top));
+        let mut pairs: Vec<_> = path.ancestors().zip(there).skip(1).take_while(|(path, _)| *path != top).collect();
+        pairs.reverse();
+        for (path, place) in pairs {
+            is_mapped |= !is_directory(path);
+            if is_mapped {
+                above.push((path, place));
+            }
+        }
+    }
+    let placed = places.iter().map(|(path, place)| (path.as_path(), place.as_path()));
+    let read = given.read_from.iter().map(|Placed { path, from }| (path.as_path(), from.as_path()));
+    PathMap::new(placed.chain(above).chain(read))
+}
+
+/// Fails if a placed directory is above or below another path, which would hide a part of one of them.
+fn check_places(
+    places: &[(PathBuf, PathBuf)],
+    paths: &[PathBuf],
+    root: &Path,
+    selection: &PathSet,
+) -> Result<(), Error> {
+    for (path, _) in places {
+        let is_repeated = paths.iter().filter(|other| *other == path).count() > 1;
+        if is_repeated || path != root && !selection.has_apart(path) {
+            let why = "is the same as another path, or above or below it";
+            return Err(Error::Usage(format!("{} {why}; back it up by itself", path.display())));
+        }
+    }
+    Ok(())
 }
 
 /// The inode of the file or directory that a path leads to.
@@ -251,6 +320,14 @@ struct Resolver<'m> {
 }
 
 impl Resolver<'_> {
+    /// Follows all symbolic links of a path to a directory. Patterns do not apply to it.
+    fn directory(&self, path: &Path) -> io::Result<PathBuf> {
+        let absolute = std::path::absolute(path)?;
+        let _call = self.calls.about(absolute.as_path().into());
+        let real = absolute.canonicalize()?;
+        if is_directory(&real) { Ok(real) } else { Err(Errno::NOTDIR.into()) }
+    }
+
     fn resolve(&mut self, path: &Path, last: Last) -> io::Result<Resolved> {
         let absolute = std::path::absolute(path)?;
         let _call = self.calls.about(absolute.as_path().into());

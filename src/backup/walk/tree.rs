@@ -116,7 +116,7 @@ impl<'a> SourceWalk<'a> {
     pub(in crate::backup) fn new(setup: WalkSetup<'a>) -> Self {
         let WalkSetup { past, source, rules, calls, directories, outbox, ahead, attempt, monitor, stop } = setup;
         SourceWalk {
-            recognizer: Recognizer::new(past, &rules.mounts, rules.identity.inode, source),
+            recognizer: Recognizer::new(past, &rules, source),
             context: WalkContext { rules, calls, directories },
             outbox,
             counts: WalkCounts::default(),
@@ -140,7 +140,7 @@ impl<'a> SourceWalk<'a> {
     pub(in crate::backup) fn root(&mut self, path: &Path, part: Subset<'_>) -> Result<(), WalkStop> {
         let calls = self.context.calls.clone();
         let call = calls.about(path.into());
-        let opened = OpenedDirectory::open(Directory::open_root(path)?, &self.context.rules);
+        let opened = OpenedDirectory::open(Directory::open_mapped(path, &self.context.rules.map)?, &self.context.rules);
         let directory = opened.directory.clone();
         let looked = now();
         let stat = directory.stat()?;

@@ -1,0 +1,77 @@
+//! Checks a repository without a secret key, and reads a part of its packs.
+
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use tracing::debug_span;
+
+use super::error::Error;
+use super::open::{Checks, Mend, Session};
+use crate::catalog::Condemned;
+use crate::inventory::{self, Inventory, host_access, host_key};
+use crate::monitor::Monitor;
+use crate::repository::Repository;
+use crate::source::now;
+use crate::state::{Priority, RepositoryState};
+
+/// What a check of a part found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PartCheck {
+    /// The packs of the repository.
+    pub packs: u64,
+    /// Packs that were read.
+    pub read_packs: u64,
+    /// Their bytes.
+    pub read_bytes: u64,
+    /// Problems; each was reported.
+    pub problems: u64,
+}
+
+/// Compares all claims of the catalog with the repository, and reads packs: at least `part` of their bytes (from 0 to 1),
+/// beginning where the last such check ended. So all packs are read in about 1 / `part` checks. Needs only the host key.
+///
+/// Waits up to `wait` for the lock. Gives it up for other runs that wait, and goes on after them.
+pub fn check_part(
+    repository: &Repository,
+    state: &RepositoryState,
+    part: f64,
+    wait: Duration,
+    monitor: &dyn Monitor,
+    stop: &AtomicBool,
+) -> Result<PartCheck, Error> {
+    let _span = debug_span!("check").entered();
+    let (mut whole, mut left): (PartCheck, Option<u64>) = (PartCheck::default(), None);
+    loop {
+        let wait = if left.is_none() { wait } else { Duration::MAX };
+        let lock = super::lock(state, wait, Priority::Low, monitor, stop)?;
+        let key = host_key(state)?;
+        let (host, access) = (key.certificate(), host_access(&key)?);
+        let checks = Checks { mend: Mend::No, recheck: 0, daily_at: None, early: None };
+        let (_session, mut catalog) = Session::open(repository, &lock, key, checks, &mut 0, monitor, stop)?;
+        let inventory = Inventory { repository, access: &access, monitor, stop };
+        let bytes = match left {
+            Some(left) => left,
+            None => {
+                let found = inventory.verify(&catalog, state, &host)?;
+                whole = PartCheck { packs: found.packs, problems: found.problems, ..whole };
+                (catalog.pack_bytes()? as f64 * part).ceil() as u64
+            }
+        };
+        let read = inventory.read_part(&mut catalog, state.read_until()?, bytes, now().seconds, |last| {
+            state.note_read_until(last).map_err(inventory::Error::from)?;
+            Ok(!lock.is_wanted())
+        });
+        let inventory::Rechecked { packs, bytes: read_bytes, unread, condemned: Condemned { packs: lost, .. } } = read?;
+        whole.read_packs += packs;
+        whole.read_bytes += read_bytes;
+        whole.problems += unread + lost;
+        catalog.set_finished()?;
+        catalog.commit()?;
+        let rest = bytes.saturating_sub(read_bytes);
+        if rest == 0 || packs == 0 || !lock.is_wanted() {
+            return Ok(whole);
+        }
+        monitor.note("another run waits for the lock; the check goes on after it");
+        left = Some(rest);
+    }
+}
