@@ -694,7 +694,7 @@ fn own_files_are_left_out_of_a_file_system_snapshot() {
         copy(&from, &to);
     }
     let placed = format!("{}={}", text(&live), volume.snapshot("snap")("."));
-    let mut command = site.command(&["backup", "--as", &placed, "--source", "s"]);
+    let mut command = site.command(&["backup", "--as", &placed, "--source", "s", "-v"]);
     command.env("BRACKFS_REPOSITORY", live.join("repo")).env("BRACKFS_STATE_DIR", live.join("state"));
     says(&run(command).ok(), "belongs to brackfs itself");
     let mut list = site.command(&["ls", "-R", "latest"]);

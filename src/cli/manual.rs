@@ -271,7 +271,7 @@ pub fn related(command: &Command) -> &'static [&'static str] {
         _ if is_of_config(command) => &["config-init", "config-check", "config-show", "config-unit", "run"],
         "init" | "generate" | "backup" => &["key-generate", "init", "backup", "snapshots", "check"],
         "setup" => &["config-check", "config-unit", "init", "run", "restore"],
-        "run" => &["status", "report", "config-check", "backup", "forget", "prune"],
+        "run" => &["status", "report", "config-check", "backup", "forget", "prune", "check"],
         "status" | "report" => &["status", "report", "run", "snapshots", "stats", "check", "recipients-update"],
         "umount" => &["mount"],
         "forget" | "hold" | "release" | "prune" | "stats" => {
@@ -298,10 +298,19 @@ pub fn further(command: &Command) -> &'static [(&'static str, &'static str)] {
         "check" => &[("b3sum", "1"), ("brackfs-format", "5"), TARGETS, ("brackfs-security", "7")],
         "generate" => &[("gpg", "1"), ("brackfs-security", "7")],
         "init" => &[("gpg", "1"), TARGETS, ("brackfs-security", "7")],
-        "backup" => &[("crontab", "5"), ("gitignore", "5"), TARGETS, ("brackfs-security", "7")],
+        "backup" => {
+            &[("crontab", "5"), ("gitignore", "5"), TARGETS, ("brackfs-security", "7"), ("brackfs-switching", "7")]
+        }
         "find" => &[("gitignore", "5"), ("brackfs-security", "7")],
         "completions" => &[],
-        _ if is_root(command) => &[CONFIG, ("brackfs-format", "5"), TARGETS, ("brackfs-security", "7"), ("gpg", "1")],
+        _ if is_root(command) => &[
+            CONFIG,
+            ("brackfs-format", "5"),
+            TARGETS,
+            ("brackfs-security", "7"),
+            ("brackfs-switching", "7"),
+            ("gpg", "1"),
+        ],
         _ => &[("brackfs-security", "7")],
     }
 }
