@@ -81,6 +81,7 @@ impl<'a> Snapshots<'a> {
         stop: &'a AtomicBool,
         note: &'a dyn Fn(&str),
     ) -> Result<Self, Failed> {
+        check_owner(state)?;
         let mut all = Snapshots { state, stop, note, held: Vec::new(), read_from: Vec::new() };
         let table = FileSystem::all()?;
         let mut tops = Vec::new();
@@ -209,8 +210,27 @@ impl Drop for Snapshots<'_> {
     }
 }
 
+/// Fails if another user could change the records, and so make this one remove any snapshot.
+fn check_owner(state: &Path) -> Result<(), Failed> {
+    let records = state.join(RECORDS);
+    for (folder, found) in [(state, state.metadata()), (&records, records.symlink_metadata())] {
+        if found.is_ok_and(|found| found.uid() != rustix::process::geteuid().as_raw()) {
+            let why = "belongs to another user, so no snapshots of file systems are made or removed";
+            return Err(Failed::new(format!("{} {why}", folder.display())));
+        }
+    }
+    Ok(())
+}
+
 /// Removes the snapshots of runs that were killed.
 pub(super) fn remove_leftovers(state: &Path, note: &dyn Fn(&str)) {
+    if !state.join(RECORDS).exists() {
+        return;
+    }
+    if let Err(failed) = check_owner(state) {
+        note(&failed.message);
+        return;
+    }
     let entries = fs::read_dir(state.join(RECORDS)).into_iter().flatten().flatten();
     for record in entries.map(|entry| entry.path()) {
         if record.extension() != Some(OsStr::new(&RECORD[1..])) {
