@@ -31,6 +31,11 @@ pub trait Failure: std::error::Error {
     /// The kind of this failure.
     fn kind(&self) -> FailureKind;
 
+    /// The object of the repository that is lost or damaged, if that is the cause.
+    fn lost_object(&self) -> Option<String> {
+        None
+    }
+
     /// Whether the cause is a missing or wrong key or passphrase.
     fn is_key_problem(&self) -> bool {
         self.kind() == FailureKind::Key

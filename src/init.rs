@@ -20,7 +20,12 @@ pub enum Owner {
     /// Encrypt to these certificates.
     Recipients(Vec<Certificate>),
     /// Generate a key, lock it with this passphrase, and store it in the repository.
-    Passphrase(Passphrase),
+    Passphrase {
+        /// The passphrase.
+        passphrase: Passphrase,
+        /// The user id of the key.
+        user_id: String,
+    },
     /// Do not encrypt blocks.
     Unencrypted,
 }
@@ -92,8 +97,8 @@ fn make(
             recipients.iter().try_for_each(Certificate::check_recipient)?;
             recipients
         }
-        Owner::Passphrase(passphrase) => {
-            let key = SecretKey::generate(Profile::Rfc9580, "brackfs owner", KeyPurpose::Owner, Some(&passphrase))?;
+        Owner::Passphrase { passphrase, user_id } => {
+            let key = SecretKey::generate(Profile::Rfc9580, &user_id, KeyPurpose::Owner, Some(&passphrase))?;
             let certificate = key.certificate();
             kept = Some(key);
             vec![certificate]

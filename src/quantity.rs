@@ -17,6 +17,7 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     };
     let expected = || "expected a number, such as 100, 1.5G or 32MiB".to_owned();
     let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
+    let whole = if whole.is_empty() && number.len() > 1 { "0" } else { whole };
     // Nine digits are exact enough for a quantity of bytes.
     let fraction = fraction.get(..9).unwrap_or(fraction);
     let scale = u32::try_from(fraction.len()).map_or(1, |digits| 10_u128.pow(digits));
@@ -57,7 +58,8 @@ mod tests {
         let read = |text| parse_size(text);
         assert_eq!(["0", "100", "7b", "2K", "3MiB", "1 G"].map(read), [0, 100, 7, 2048, 3 << 20, 1 << 30].map(Ok));
         assert_eq!(["1.5G", "0.25kb", "2.0", "0.0009765625M"].map(read), [3 << 29, 256, 2, 1023].map(Ok));
-        for bad in ["", "G", ".5G", "1.", "1.2.3", "-1", "5 parsecs", "16777216T", "99999999999999999999"] {
+        assert_eq!([".5G", "100 MB", "3 GiB"].map(read), [1 << 29, 100 << 20, 3 << 30].map(Ok));
+        for bad in ["", "G", ".", ".G", "1.", "1.2.3", "-1", "5 parsecs", "16777216T", "99999999999999999999"] {
             assert!(parse_size(bad).is_err(), "{bad}");
         }
     }
@@ -67,6 +69,7 @@ mod tests {
         let read = |text| parse_duration(text).map(|time| time.as_millis());
         assert_eq!(["0", "7", "250ms", "5s", "1h30m"].map(read), [0, 7000, 250, 5000, 5_400_000].map(Ok));
         assert_eq!(["2d", "1w", "1d12h"].map(read), [172_800_000, 604_800_000, 129_600_000].map(Ok));
+        assert_eq!(["2 days", "90sec", "1.5h"].map(read), [172_800_000, 90_000, 5_400_000].map(Ok));
         for bad in ["", "s", "-5s", "5 parsecs", "1.5", "1mo", "1y"] {
             assert!(parse_duration(bad).is_err(), "{bad}");
         }

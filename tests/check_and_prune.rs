@@ -115,7 +115,7 @@ fn a_check_while_a_prune_is_stopped_finds_nothing() {
 #[test]
 fn a_check_finds_data_that_is_lost_while_a_prune_runs() {
     let world = World::new();
-    let check = world.site.command(&["check"]);
+    let check = world.site.command(&["check", "-v"]);
     let mut stops = 0;
     for nth in calls(20) {
         world.reset();

@@ -551,7 +551,9 @@ fn a_snapshot_signed_by_a_stranger_is_reported_and_not_shown() {
         }
     }
 
-    for arguments in [["check"].as_slice(), &["check", "--read-data"], &["snapshots", "--key", "keys/owner"]] {
+    for arguments in
+        [["check", "-v"].as_slice(), &["check", "-v", "--read-data"], &["snapshots", "-v", "--key", "keys/owner"]]
+    {
         let run = site.brackfs(arguments).code(1);
         says(&run, &name);
         assert!(!run.stdout.contains("evil"), "{run}");

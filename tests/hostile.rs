@@ -208,7 +208,7 @@ fn says(run: &Run, words: &[&str]) {
 #[track_caller]
 fn refused(forger: &Forger, words: &[&str]) {
     let (restored, out) = forger.restore();
-    let checked = patiently(&forger.site, &["check".into()]);
+    let checked = patiently(&forger.site, &["check".into(), "-v".into()]);
     let listed = patiently(&forger.site, &["ls".into(), "-R".into(), "latest".into()]);
     for run in [restored, checked, listed] {
         assert_ne!(run.code, 0, "{run}");
@@ -260,7 +260,7 @@ fn a_link_and_a_file_of_the_same_name_write_nothing_outside() {
         let entries = [link("same", &outside), file("same", &stored, 0)];
         segments(&mut forger, entries, said, &[stored]);
         let (restored, out) = forger.restore();
-        let checked = patiently(&forger.site, &["check".into()]);
+        let checked = patiently(&forger.site, &["check".into(), "-v".into()]);
         for run in [restored.code(1), checked.code(1)] {
             assert!(
                 run.stderr.contains("the names of a node") || run.stderr.contains("repeated or out of order"),
@@ -522,7 +522,7 @@ fn a_node_of_a_million_holes_is_read_quickly() {
         holes: 0,
     };
     forger.snapshot_of(&[list], vec![entry("holes", Kind::File, holes, content(holes))]);
-    patiently(&forger.site, &["check".into()]).ok();
+    patiently(&forger.site, &["check".into(), "-v".into()]).ok();
     let (run, out) = forger.restore();
     run.ok();
     assert_eq!(fs::read(out.join("holes")).unwrap(), vec![0; holes as usize]);
@@ -626,7 +626,7 @@ fn special_files_in_place_of_objects_fail_without_waiting() {
             }
             let to = site.path().join("out");
             let restored = patiently(&site, &["restore".into(), "latest".into(), "--to".into(), to.clone().into()]);
-            let checked = patiently(&site, &["check".into()]);
+            let checked = patiently(&site, &["check".into(), "-v".into()]);
             let is_needed = ["packs", "snapshots", "brackfs"].contains(&start);
             assert_eq!(restored.code != 0, is_needed, "a {what} in {start}\n{restored}");
             match fs::read(to.join("file")) {
@@ -679,7 +679,7 @@ fn a_damaged_description_is_replaced_and_its_copy_serves_until_then() {
             says(&verify.code(1), &[object]);
             says(&backup.ok(), &[object, "put back"]);
             assert_eq!(fs::read_to_string(&path).unwrap(), good);
-            patiently(&site, &["check".into()]).ok();
+            patiently(&site, &["check".into(), "-v".into()]).ok();
         }
     }
 }
@@ -720,7 +720,7 @@ fn an_edited_description_is_refused_with_a_message_and_kept() {
                 put(edited, &good);
             }
         }
-        patiently(&site, &["check".into()]).ok();
+        patiently(&site, &["check".into(), "-v".into()]).ok();
     }
 }
 
@@ -769,7 +769,7 @@ fn check_reports_renamed_and_unsigned_documents() {
             _ => "c28b6a0e-94a1-4f0c-9d5e-1f5a3f8f9d1b".to_owned(),
         };
         fs::rename(&path, path.with_file_name(&renamed)).unwrap();
-        says(&patiently(&site, &["check".into()]).code(1), &[&renamed, "moved, renamed or forged"]);
+        says(&patiently(&site, &["check".into(), "-v".into()]).code(1), &[&renamed, "moved, renamed or forged"]);
         fs::remove_file(path.with_file_name(&renamed)).unwrap();
 
         // Bare CBOR: the document out of the message.
@@ -778,7 +778,7 @@ fn check_reports_renamed_and_unsigned_documents() {
         let at = good.windows(8).position(is_literal).unwrap();
         let length = u32::from_be_bytes(good[at + 2..at + 6].try_into().unwrap()) as usize;
         fs::write(&path, &good[at + 12..at + 6 + length]).unwrap();
-        says(&patiently(&site, &["check".into()]).code(1), &[leaf(&path)]);
+        says(&patiently(&site, &["check".into(), "-v".into()]).code(1), &[leaf(&path)]);
 
         // Signed by a stranger: the same document by the host of another repository.
         let stranger = Forger::new();
@@ -786,9 +786,9 @@ fn check_reports_renamed_and_unsigned_documents() {
         let key = SecretKey::parse(&fs::read(state.join("host.key")).unwrap()).unwrap();
         let signed = Signer::new(key).unwrap().sign(&good[at + 12..at + 6 + length]).unwrap();
         fs::write(&path, signed).unwrap();
-        says(&patiently(&site, &["check".into()]).code(1), &[leaf(&path), "unknown key"]);
+        says(&patiently(&site, &["check".into(), "-v".into()]).code(1), &[leaf(&path), "unknown key"]);
         fs::write(&path, &good).unwrap();
-        patiently(&site, &["check".into()]).ok();
+        patiently(&site, &["check".into(), "-v".into()]).ok();
     }
 }
 
@@ -801,11 +801,11 @@ fn keys_under_wrong_names_are_reported_and_not_trusted() {
         let (path, stranger) = (key(&site), key(&strangers));
         let good = fs::read(&path).unwrap();
         fs::copy(&stranger, &path).unwrap();
-        says(&patiently(&site, &["check".into()]).code(1), &[leaf(&path)]);
+        says(&patiently(&site, &["check".into(), "-v".into()]).code(1), &[leaf(&path)]);
         fs::write(&path, good).unwrap();
         // Another valid one is harmless.
         fs::copy(&stranger, path.with_file_name(leaf(&stranger))).unwrap();
-        patiently(&site, &["check".into()]).ok();
+        patiently(&site, &["check".into(), "-v".into()]).ok();
     }
 }
 

@@ -311,7 +311,7 @@ fn umount_of_a_path_that_is_not_a_mount_is_an_error() {
     let site = Site::new();
     for path in [site.mnt(), site.path().join("missing")] {
         let run = site.brackfs(&["umount", path.to_str().unwrap()]).code(1);
-        assert!(run.stderr.contains("is not a mount of brackfs"), "{run}");
+        assert!(run.stderr.contains("is not a brackfs mount"), "{run}");
     }
 }
 

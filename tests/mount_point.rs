@@ -47,7 +47,7 @@ fn a_mount_point_may_not_be_a_link_but_its_parents_may() {
     assert_eq!(fs::read_to_string(empty.join("passwd")).unwrap(), "evil");
     let unmount = |path: &Path| site.brackfs(&["umount", path.to_str().unwrap()]);
     let run = unmount(&link).code(1);
-    assert!(run.stderr.contains("is not a mount of brackfs"), "{run}");
+    assert!(run.stderr.contains("is not a brackfs mount"), "{run}");
     unmount(&way.join("empty")).ok();
     assert!(!is_mounted(&empty));
 }
@@ -97,7 +97,7 @@ fn only_mounts_of_brackfs_are_unmounted() {
     mount_tmpfs(&site.mnt(), c"size=64k");
     for lazy in [&[][..], &["--lazy"]] {
         let run = site.brackfs(&[&["umount", site.mnt().to_str().unwrap()], lazy].concat()).code(1);
-        assert!(run.stderr.contains("is not a mount of brackfs"), "{run}");
+        assert!(run.stderr.contains("is not a brackfs mount"), "{run}");
     }
     assert!(is_mounted(&site.mnt()));
     // Nor a directory in a mount of its.
@@ -105,7 +105,7 @@ fn only_mounts_of_brackfs_are_unmounted() {
     fs::create_dir(&below).unwrap();
     site.brackfs(&["mount", below.to_str().unwrap()]).ok();
     let run = site.brackfs(&["umount", below.join("source").to_str().unwrap()]).code(1);
-    assert!(run.stderr.contains("is not a mount of brackfs"), "{run}");
+    assert!(run.stderr.contains("is not a brackfs mount"), "{run}");
     site.brackfs(&["umount", below.to_str().unwrap()]).ok();
     assert!(!is_mounted(&below) && is_mounted(&site.mnt()));
 }

@@ -113,3 +113,125 @@ fn listed_times_select_snapshots() {
     let nothing = cat(&site, "2001-01-01T00:00:00Z").code(1);
     assert!(nothing.stderr.contains("2001-01-01T00:00:00Z"), "{nothing}");
 }
+
+/// Two snapshots of the source `source`, a minute and a second apart, whose files say which they are.
+fn dated() -> Site {
+    let site = Site::new();
+    site.init();
+    for (time, content) in [("2026-01-02T03:04:05Z", "1"), ("2026-01-02T03:05:06Z", "2")] {
+        site.write("f", content);
+        site.write("d/g", content);
+        site.backup(&["--time", time]).ok();
+    }
+    site
+}
+
+/// Runs a command in a time zone.
+fn in_zone(site: &Site, zone: &str, arguments: &[&str]) -> Run {
+    let mut command = site.command(arguments);
+    command.env("TZ", zone);
+    common::run(command)
+}
+
+#[test]
+fn snapshots_are_listed_in_local_time() {
+    let site = dated();
+    let times = |zone: &str| -> Vec<String> {
+        let listed = in_zone(&site, zone, &["snapshots"]).ok().stdout;
+        listed.lines().map(|line| line.split_whitespace().nth(1).unwrap().to_owned()).collect()
+    };
+    assert_eq!(times("UTC"), ["2026-01-02T03:04:05Z", "2026-01-02T03:05:06Z"]);
+    assert_eq!(times("CET-1"), ["2026-01-02T04:04:05+01:00", "2026-01-02T04:05:06+01:00"]);
+    assert_eq!(times("EST5"), ["2026-01-01T22:04:05-05:00", "2026-01-01T22:05:06-05:00"]);
+    let json = in_zone(&site, "CET-1", &["snapshots", "--json"]).ok().stdout;
+    assert!(json.contains("2026-01-02T03:04:05Z"), "{json}");
+    for command in [&["ls", "-l", "latest"][..], &["versions", "f"], &["stats"], &["forget", "--keep-last", "1", "-n"]]
+    {
+        let run = in_zone(&site, "CET-1", command).ok();
+        assert!(run.stdout.contains("+01:00"), "{run}");
+    }
+}
+
+#[test]
+fn every_command_accepts_listed_times() {
+    let site = dated();
+    let ids: Vec<_> = listed(&site, &[]).iter().map(|snapshot| snapshot["id"].as_str().unwrap().to_owned()).collect();
+    let words = [
+        "2026-01-02T03:04:05Z",
+        "2026-01-02T03:04:05",
+        "2026-01-02T03:04",
+        "2026-01-02 03:04Z",
+        "2026-01-02T04:04:05+01:00",
+        "2026-01-02T04:04+01:00",
+        "2026-01-01T22:04:05-05:00",
+        "20260102T030405Z",
+    ];
+    for (at, word) in words.into_iter().flat_map(|word| [word.to_owned(), format!("source/{word}")]).enumerate() {
+        // Also where it is another hour.
+        let run = |arguments: &[&str]| in_zone(&site, "CET-1", arguments).ok();
+        let below = format!("{word}:d");
+        assert_eq!(run(&["ls", &word]).stdout, "d/\nf\n", "{word}");
+        assert_eq!(run(&["ls", &below]).stdout, "g\n", "{word}");
+        assert_eq!(run(&["cat", &format!("{below}/g")]).stdout, "1", "{word}");
+        let to = format!("out{at}");
+        run(&["restore", &word, "--to", &to]);
+        assert_eq!(fs::read_to_string(site.path().join(&to).join("f")).unwrap(), "1", "{word}");
+        run(&["restore", &below, "--to", &format!("{to}/below")]);
+        assert_eq!(fs::read_to_string(site.path().join(&to).join("below/g")).unwrap(), "1", "{word}");
+        let id = |run: Run| {
+            let first: Value = serde_json::from_str(run.stdout.lines().next().unwrap()).unwrap();
+            first["id"].as_str().unwrap().to_owned()
+        };
+        for command in
+            [&["hold", &word, "--json"][..], &["release", &word, "--json"], &["forget", &word, "-n", "--json"]]
+        {
+            assert_eq!(id(run(command)), ids[0], "{command:?}");
+        }
+        let found = run(&["find", "f", "--snapshot", &word]).stdout;
+        assert!(found.starts_with(&ids[0][..8]), "{word}: {found}");
+        let changes = run(&["diff", &word, "latest", "--json"]).stdout;
+        assert!(changes.contains(&format!("\"before_id\":\"{}\"", ids[0])), "{word}: {changes}");
+        let dumped = run(&["dump", &format!("{word}:f")]).stdout;
+        // The content follows the header, which fills a block.
+        assert!(dumped.contains("\0\x31\0"), "{word}");
+        if at < 4 {
+            let mounted = site.mount(&[&word]);
+            assert_eq!(fs::read_to_string(mounted.path().join("f")).unwrap(), "1", "{word}");
+        }
+    }
+    // Times without an offset are UTC, and that is said where it makes a difference.
+    for (zone, word, is_said) in [
+        ("CET-1", "2026-01-02T03:04", true),
+        ("CET-1", "2026-01-02", true),
+        ("UTC", "2026-01-02T03:04", false),
+        ("CET-1", "2026-01-02T03:04Z", false),
+        ("CET-1", "2026-01-02T04:04+01:00", false),
+        ("CET-1", "latest", false),
+        ("CET-1", &ids[0], false),
+    ] {
+        let run = in_zone(&site, zone, &["ls", word]).ok();
+        assert_eq!(run.stderr.contains("is UTC"), is_said, "{zone} {word}: {run}");
+        assert_eq!(run.stderr.is_empty(), !is_said, "{run}");
+    }
+}
+
+#[test]
+fn of_several_sources_the_latest_is_named() {
+    let site = dated();
+    assert_eq!(site.brackfs(&["ls", "latest"]).ok().stderr, "");
+    site.backup(&["--source", "other"]).ok();
+    let id = &listed(&site, &[])[2]["id"].as_str().unwrap()[..8].to_owned();
+    for command in [
+        &["ls", "latest"][..],
+        &["cat", "latest:f"],
+        &["restore", "latest", "--to", "out"],
+        &["find", "f", "--snapshot", "latest"],
+        &["diff", "source/latest", "latest"],
+    ] {
+        let run = site.brackfs(command).ok();
+        assert!(run.stderr.contains(&format!("latest is snapshot {id} of other")), "{run}");
+        assert!(run.stderr.contains("2 sources") && run.stderr.contains("other/latest"), "{run}");
+    }
+    assert_eq!(site.brackfs(&["ls", "-q", "latest"]).ok().stderr, "");
+    assert_eq!(site.brackfs(&["ls", "source/latest"]).ok().stderr, "");
+}

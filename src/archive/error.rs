@@ -40,4 +40,11 @@ impl Failure for Error {
             Error::NotFound(_) | Error::NotADirectory(_) => FailureKind::Failed,
         }
     }
+
+    fn lost_object(&self) -> Option<String> {
+        match self {
+            Error::Missing(cause) | Error::Unreadable(cause) => cause.lost_object(),
+            Error::NotFound(_) | Error::NotADirectory(_) => None,
+        }
+    }
 }

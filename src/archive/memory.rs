@@ -328,7 +328,9 @@ mod tests {
     }
 
     fn select(archive: &dyn Archive, text: &str) -> Result<Arc<OpenSnapshot>, Error> {
-        archive.select(&Selector::parse(text.as_bytes()).unwrap(), &mut |_, error| panic!("{error}"))
+        archive
+            .select(&Selector::parse(text.as_bytes()).unwrap(), &mut |_, error| panic!("{error}"))
+            .map(|selected| selected.snapshot)
     }
 
     #[test]

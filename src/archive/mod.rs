@@ -28,7 +28,7 @@ pub use content::{FileContent, FileData, Seek};
 pub use entry::{ContentPosition, EntryHandle, EntryList, EntryRef, Page, SnapshotDirectory};
 pub use error::Error;
 pub use first_names::{FirstNames, LinkLookup};
-pub use select::Selector;
+pub use select::{Selected, Selector};
 pub use snapshots::{Archive, Needs, OpenSnapshot};
 pub use spill::SpillTable;
 pub use walk::{TreeWalk, WalkStep};

@@ -1,5 +1,6 @@
 //! Finds the snapshot that the user names: `latest`, `SOURCE/latest`, a prefix of an id, or a time.
 
+use std::collections::BTreeSet;
 use std::fmt::{self, Display, Formatter};
 use std::sync::Arc;
 
@@ -12,6 +13,8 @@ use crate::format::name::SnapshotName;
 
 /// The name of the newest snapshot.
 const LATEST: &str = "latest";
+/// Maximum number of snapshots in a message.
+const LISTED: usize = 10;
 
 /// A snapshot as the user names it, and a path in it: `SNAP[:PATH]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +47,11 @@ impl Selector {
         let (snapshot, path) = text.split_at(when.as_ref().map_or(colon, |(_, length)| source + length));
         let path = path.strip_prefix(b":").unwrap_or(path).to_vec();
         let snapshot = str::from_utf8(snapshot).map_err(|_| "the name of a snapshot must be UTF-8".to_owned())?;
+        if let Some(path) = snapshot.strip_prefix('/') {
+            return Err(format!(
+                "no snapshot is named in {snapshot}; that path in the newest snapshot is latest:{path}"
+            ));
+        }
         let (source, snapshot) = match snapshot.rsplit_once('/') {
             Some((source, snapshot)) => (Some(source.to_owned()), snapshot),
             None => (None, snapshot),
@@ -66,10 +74,65 @@ impl Selector {
         self.snapshot == LATEST || self.is_id_of(name) || is_then
     }
 
+    /// The message that no snapshot fits.
+    pub fn not_found(&self) -> String {
+        let word = &self.snapshot;
+        match self.time {
+            _ if word == LATEST => format!("there is no snapshot{}; `brackfs snapshots` lists them", self.of_source()),
+            Some(_) => format!(
+                "no snapshot{} has an id or a time (UTC unless it has an offset) that begins with {word}; `brackfs \
+                 snapshots` lists them",
+                self.of_source()
+            ),
+            None => format!(
+                "no snapshot{} is called {word}; `brackfs snapshots` lists them, and the path {word} in the newest is \
+                 latest:{word}",
+                self.of_source()
+            ),
+        }
+    }
+
+    /// The message that several snapshots fit.
+    pub fn ambiguous(&self, fitting: &[&SnapshotName]) -> String {
+        let shown: Vec<_> = fitting.iter().take(LISTED).map(|name| format!("{} of {}", name.id, name.time)).collect();
+        let more = match fitting.len().saturating_sub(LISTED) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        format!(
+            "several snapshots have an id that begins with {}: {}{more}; write more of it",
+            self.snapshot,
+            shown.join(", ")
+        )
+    }
+
+    fn of_source(&self) -> String {
+        self.source.as_ref().map(|source| format!(" of {source}")).unwrap_or_default()
+    }
+
+    /// Whether this is a time that has no offset and no Z.
+    pub fn is_time_without_zone(&self) -> bool {
+        let (date, clock) = self.snapshot.split_at_checked(10).unwrap_or((&self.snapshot, ""));
+        self.time.is_some() && date.contains('-') && !clock.contains(['Z', 'z', '+', '-'])
+    }
+
+    /// Whether this is the newest snapshot of all sources.
+    pub fn is_latest_of_all(&self) -> bool {
+        self.source.is_none() && self.snapshot == LATEST
+    }
+
     /// Whether this is the beginning of the snapshot's id.
     pub fn is_id_of(&self, name: &SnapshotName) -> bool {
         name.id.to_string().starts_with(&self.snapshot)
     }
+}
+
+/// The snapshot that the user named.
+pub struct Selected {
+    /// The snapshot.
+    pub snapshot: Arc<OpenSnapshot>,
+    /// The number of sources that have snapshots.
+    pub sources: usize,
 }
 
 impl dyn Archive + '_ {
@@ -81,7 +144,7 @@ impl dyn Archive + '_ {
         &self,
         selector: &Selector,
         passed_over: &mut dyn FnMut(&SnapshotName, &Error),
-    ) -> Result<Arc<OpenSnapshot>, Error> {
+    ) -> Result<Selected, Error> {
         let names = self.snapshots()?;
         let wanted = match &selector.source {
             Some(source) => Some(self.source_called(source, &names)?),
@@ -106,14 +169,14 @@ impl dyn Archive + '_ {
             }
         }
         if found.len() > 1 {
-            return Err(Error::NotFound(format!(
-                "several snapshots have an id that begins with {}",
-                selector.snapshot
-            )));
+            found.reverse();
+            let these: Vec<_> = found.iter().map(|snapshot| &snapshot.name).collect();
+            return Err(Error::NotFound(selector.ambiguous(&these)));
         }
         if let Some(snapshot) = found.pop() {
             failed.iter().for_each(|(name, error)| passed_over(name, error));
-            return Ok(snapshot);
+            let sources = names.iter().map(|name| name.source).collect::<BTreeSet<_>>().len();
+            return Ok(Selected { snapshot, sources });
         }
         if !failed.is_empty() {
             return Err(failed.swap_remove(0).1);
@@ -121,11 +184,9 @@ impl dyn Archive + '_ {
         if let Some(id) = self.forgotten_with_id(&selector.snapshot) {
             return Err(Error::NotFound(format!("snapshot {id} was forgotten")));
         }
-        let source = selector.source.as_ref().map(|source| format!(" of {source}")).unwrap_or_default();
-        Err(Error::NotFound(match (selector.snapshot.as_str(), names.is_empty()) {
-            (_, true) => "there is no snapshot in the repository yet".to_owned(),
-            ("latest", false) => format!("there is no snapshot{source}"),
-            (other, false) => format!("no snapshot{source} has an id or time that begins with {other}"),
+        Err(Error::NotFound(match names.is_empty() {
+            true => "there is no snapshot in the repository yet; `brackfs backup` makes one".to_owned(),
+            false => selector.not_found(),
         }))
     }
 
@@ -147,7 +208,10 @@ impl dyn Archive + '_ {
         match (called.is_empty(), failed) {
             (false, _) => Ok(called),
             (true, Some(error)) if error.is_key_problem() => Err(error),
-            (true, _) => Err(Error::NotFound(format!("no snapshot of a source called {name}"))),
+            (true, _) => Err(Error::NotFound(format!(
+                "no snapshot of a source called {name}; `brackfs snapshots` lists them, and PATH in the newest is \
+                 latest:PATH"
+            ))),
         }
     }
 }
@@ -171,7 +235,19 @@ mod tests {
         assert_eq!(time("2026-11"), Some("202611".into()));
         assert_eq!(time("home/2026-11-20 15:52:01+01:00:x"), Some("20261120T145201".into()));
         assert_eq!(time("latest"), None);
+        for (text, is_without) in [
+            ("2026-11", true),
+            ("2026-11-20", true),
+            ("a/2026-11-20T14:52:a+b", true),
+            ("2026-11-20T14:52-01:00", false),
+            ("2026-11-20T14Z", false),
+            ("20261120T14", false),
+            ("latest", false),
+        ] {
+            assert_eq!(Selector::parse(text.as_bytes()).unwrap().is_time_without_zone(), is_without, "{text}");
+        }
         assert!(parsed("").is_err());
+        assert!(parsed("/docs").is_err_and(|why| why.contains("latest:docs")));
         assert!(parsed("home/:x").is_err());
     }
 }

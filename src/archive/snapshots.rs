@@ -108,7 +108,9 @@ pub trait Archive: Send + Sync {
             let Some(directory) = at.directory() else { return Err(Error::NotADirectory(walked)) };
             walked = format!("{walked}/{}", String::from_utf8_lossy(name));
             let found = self.lookup(&directory, name)?;
-            at = found.ok_or_else(|| Error::NotFound(format!("no {walked} in the snapshot")))?;
+            at = found.ok_or_else(|| {
+                Error::NotFound(format!("no {walked} in the snapshot; `brackfs ls` shows what is there"))
+            })?;
         }
         Ok(at)
     }

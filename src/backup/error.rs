@@ -29,7 +29,7 @@ pub enum Error {
     #[error("cannot encrypt: {0}")]
     Crypt(#[from] crypt::Error),
     /// The only path to back up can't be used.
-    #[error("cannot back up {path}: {source}")]
+    #[error("cannot back up {path}: {source}; check the path")]
     NoSource {
         /// The path as it was given.
         path: String,
@@ -37,7 +37,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// None of several paths exists.
-    #[error("none of the paths to back up exists")]
+    #[error("cannot back up: none of the paths exists; check them")]
     NothingThere,
     /// Standard input failed. How much of it is missing is unknown.
     #[error("cannot read standard input: {0}; no snapshot was made")]

@@ -2,13 +2,12 @@
 //!
 //! Large files, and several files, may refer to the same extent node any number of times; each is checked once.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::packs::{Located, PackTable};
 use super::record::Claim;
-use super::visited::{LooseKey, Visited};
+use super::visited::{Flaw, Lacking, LooseKey, Visited};
 use crate::format::entry::NodeRef;
 use crate::format::{BlockLocation, ChunkRef, PackId};
 use crate::monitor::Progress;
@@ -25,8 +24,8 @@ pub(super) struct FileCheck<'l> {
     pub(super) stop: &'l AtomicBool,
     /// The number of newly checked chunks.
     pub(super) chunks: u64,
-    /// Packs in no index that the file needs.
-    pub(super) lacking: BTreeSet<PackId>,
+    /// Packs that the file needs and that have a flaw.
+    pub(super) lacking: Lacking,
     /// A location that the index of its pack does not have, and the number of the index.
     pub(super) differs: Option<(BlockLocation, u32)>,
     /// The pack of a chunk is missing or too short, and no other place has the chunk.
@@ -42,8 +41,8 @@ pub(super) struct OpenPart {
     located: Located,
     key: LooseKey,
     claim: Claim,
-    /// Packs needed so far that are in no index.
-    lacking: BTreeSet<PackId>,
+    /// Packs needed so far that have a flaw.
+    lacking: Lacking,
 }
 
 impl FileCheck<'_> {
@@ -61,8 +60,8 @@ impl FileCheck<'_> {
         self.failed.is_some() || self.stop.load(Ordering::Relaxed)
     }
 
-    /// Adds packs in no index that the current part needs.
-    fn lack(&mut self, packs: impl IntoIterator<Item = PackId>) {
+    /// Adds packs with a flaw that the current part needs.
+    fn lack(&mut self, packs: impl IntoIterator<Item = (Flaw, PackId)>) {
         self.open.last_mut().map_or(&mut self.lacking, |part| &mut part.lacking).extend(packs);
     }
 
@@ -80,7 +79,7 @@ impl FileCheck<'_> {
     fn note(&mut self, at: &BlockLocation, located: Located) {
         match located {
             Located::Differs(index) => _ = self.differs.get_or_insert((*at, index)),
-            Located::Unlisted if self.packs.find(at.pack).is_some() => self.lack([at.pack]),
+            Located::Unlisted if self.packs.find(at.pack).is_some() => self.lack([(Flaw::Unindexed, at.pack)]),
             Located::Unlisted | Located::Listed(_) => {}
         }
     }
@@ -107,7 +106,7 @@ impl ExtentVisitor for FileCheck<'_> {
             }
             return false;
         }
-        self.open.push(OpenPart { located, key, claim, lacking: BTreeSet::new() });
+        self.open.push(OpenPart { located, key, claim, lacking: Lacking::new() });
         self.note(at, located);
         true
     }
@@ -144,7 +143,10 @@ impl ExtentVisitor for FileCheck<'_> {
         };
         if is_new {
             self.chunks += 1;
-            self.progress.bytes(chunk.length.into());
+            // With --read-data, progress is that of the packs.
+            if !self.read_data {
+                self.progress.bytes(chunk.length.into());
+            }
         }
         if let Err(lost) = check_location(self.packs, at) {
             // Without a copy in an index, a shard that names one is false.
@@ -171,7 +173,7 @@ impl ExtentVisitor for FileCheck<'_> {
 
 /// Checks that a block is within its pack.
 pub(super) fn check_location(packs: &PackTable, at: &BlockLocation) -> Result<(), Error> {
-    let wrong = |why: String| Error::Tree(format!("its data is lost: pack {} {why}", at.pack));
+    let wrong = |why: String| Error::Pack { pack: at.pack, why };
     let end = at.offset.saturating_add(at.length.into());
     match packs.find(at.pack).and_then(|row| packs.length(row)) {
         None => Err(wrong("is missing".into())),

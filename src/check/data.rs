@@ -8,6 +8,7 @@ use crate::archive::Archive;
 use crate::failure::Failure;
 use crate::format::name::SnapshotName;
 use crate::format::{BlockLocation, Check, Digest, PackId, SEALED_SIZE, name};
+use crate::monitor::Total;
 use crate::storage::{self, ErrorKind};
 
 /// Maximum number of bytes read at once where no block is listed.
@@ -42,16 +43,27 @@ impl Checker<'_> {
         if !self.is_key_right(snapshots) {
             return Ok(());
         }
+        let lengths = (0..self.packs.len()).filter_map(|row| self.readable_length(row));
+        let (files, bytes) = lengths.fold((0, 0), |(packs, bytes), length| (packs + 1, bytes + length));
+        let progress = self.monitor.progress();
+        progress.of_packs();
+        progress.expect(Total { files, bytes, estimated: false });
         for row in 0..self.packs.len() {
-            let Some(pack) = self.packs.id(row) else { continue };
-            if self.packs.length(row).is_some() && !self.packs.is_misfit(row) && !self.packs.is_gone(row) {
-                self.check_interrupted()?;
-                if let Some(record) = self.packs.load(row)? {
-                    self.pack(row, pack, &record)?;
-                }
+            let (Some(pack), Some(length)) = (self.packs.id(row), self.readable_length(row)) else { continue };
+            self.check_interrupted()?;
+            if let Some(record) = self.packs.load(row)? {
+                self.pack(row, pack, &record)?;
             }
+            progress.file();
+            progress.bytes(length);
         }
         Ok(())
+    }
+
+    /// The length of a pack that is read: it is in an index and has the right length.
+    fn readable_length(&self, row: usize) -> Option<u64> {
+        let is_read = self.packs.is_indexed(row) && !self.packs.is_misfit(row) && !self.packs.is_gone(row);
+        self.packs.length(row).filter(|_| is_read)
     }
 
     fn is_key_right(&self, snapshots: &[SnapshotName]) -> bool {
@@ -92,8 +104,7 @@ impl Checker<'_> {
                 Err(error) if !is_over(error) => {
                     reading.is_damaged = true;
                     reading.end = block.at.offset + u64::from(block.at.length);
-                    let why = format!("cannot read the block at {}: {error}", block.at.offset);
-                    self.problem(Path::new(&reading.object), &why);
+                    self.flaw(pack, format!("cannot read the block at {}: {error}", block.at.offset));
                 }
                 Err(_) => break,
             }
@@ -112,8 +123,7 @@ impl Checker<'_> {
                 let digest = Some(Digest::from(reading.hasher.finalize()));
                 if !reading.is_damaged && digest != record.header.digest {
                     let index = self.index_name(index);
-                    let why = format!("its bytes are not those that were stored: its sum differs from {index}");
-                    self.problem(Path::new(&reading.object), &why);
+                    self.flaw(pack, format!("its bytes are not those that were stored: its sum differs from {index}"));
                 }
             }
         }
@@ -167,7 +177,7 @@ impl Checker<'_> {
             Err(error) => format!("the block at {offset} is not the one that was stored: {error}"),
         };
         reading.is_damaged = true;
-        self.problem(Path::new(&reading.object), &why);
+        self.flaw(block.at.pack, why);
     }
 
     /// Reads the bytes up to `end`, where no block is listed.

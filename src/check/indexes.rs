@@ -115,10 +115,7 @@ impl Checker<'_> {
                 None => "it is missing".to_owned(),
             };
             let why = format!("{found}, but should have {length} bytes according to {}", self.index_name(index));
-            match self.packs.length(row) {
-                Some(_) => self.problem(Path::new(&name::pack(pack)), &why),
-                None => self.report.doubt(Path::new(&name::pack(pack)), why),
-            }
+            self.flaw(pack, why);
             self.packs.set_misfit(row);
         }
         Ok(())

@@ -49,7 +49,7 @@ use crate::crypt::Fingerprint;
 use crate::failure::{Failure, FailureKind};
 use crate::format::PackId;
 use crate::format::census::KnownDocuments;
-use crate::format::id::ObjectId;
+use crate::format::id::{ObjectId, SnapshotId};
 use crate::format::name::{self, SnapshotName};
 use crate::monitor::{self, Monitor};
 use crate::reader::{self, Reader};
@@ -127,6 +127,36 @@ pub fn check(reader: &Reader, read_data: bool, monitor: &dyn Monitor, stop: &Ato
     }
 }
 
+/// A pack that cannot be read, and what needs it. Shared directories and files are counted once.
+#[derive(Debug, Default)]
+struct LostPack {
+    /// What is wrong with it, if that was found without reading it.
+    flaw: Option<String>,
+    files: u64,
+    directories: u64,
+    snapshots: u64,
+}
+
+impl LostPack {
+    fn needed(&self) -> String {
+        let LostPack { files, directories, snapshots, .. } = self;
+        let mut entries = Vec::new();
+        if *files > 0 {
+            entries.push(monitor::count(*files, "file", "files"));
+        }
+        if *directories > 0 {
+            entries.push(monitor::count(*directories, "directory", "directories"));
+        }
+        match entries.is_empty() {
+            true => "no snapshot needs it".to_owned(),
+            false => {
+                let snapshots = monitor::count(*snapshots, "snapshot", "snapshots");
+                format!("{} in {snapshots} cannot be read", entries.join(" and "))
+            }
+        }
+    }
+}
+
 /// One pass of a check.
 struct Checker<'a> {
     reader: &'a Reader,
@@ -143,6 +173,8 @@ struct Checker<'a> {
     last_shards: BTreeMap<u8, ObjectId>,
     known: KnownDocuments,
     visited: Visited,
+    /// Packs that cannot be read.
+    lost: BTreeMap<PackId, LostPack>,
     /// All packs in no index that snapshots need.
     unindexed: BTreeSet<PackId>,
     /// Whether all packs in the repository are in indexes.
@@ -176,6 +208,7 @@ impl<'a> Checker<'a> {
             last_shards: BTreeMap::new(),
             known: KnownDocuments::default(),
             visited: Visited::default(),
+            lost: BTreeMap::new(),
             unindexed: BTreeSet::new(),
             all_indexed: false,
             unreadable: None,
@@ -204,10 +237,10 @@ impl<'a> Checker<'a> {
         // Before the rest, which may take long.
         self.report.settle();
         self.all_indexed = (0..self.packs.len()).all(|row| self.packs.is_indexed(row));
-        if self.read_data {
-            self.data(&kept)?;
-        }
-        self.snapshots(&kept, &hidden)?;
+        let content = self.content(&kept, &hidden);
+        // Also if the check ends early.
+        self.lost_packs();
+        content?;
         self.unreferenced_packs();
         self.documents()?;
         let last = self.generations(&generations)?;
@@ -215,6 +248,36 @@ impl<'a> Checker<'a> {
         self.sums()?;
         self.keys()?;
         self.foreign(foreign)
+    }
+
+    fn content(&mut self, kept: &[SnapshotName], hidden: &HashSet<SnapshotId>) -> Result<(), Error> {
+        if self.read_data {
+            self.data(kept)?;
+        }
+        self.snapshots(kept, hidden)
+    }
+
+    /// Notes what is wrong with a pack. It is reported once it is known what needs the pack; more of it at once.
+    fn flaw(&mut self, pack: PackId, why: String) {
+        let flaw = &mut self.lost.entry(pack).or_default().flaw;
+        match flaw {
+            None => *flaw = Some(why),
+            Some(_) => self.problem(Path::new(&name::pack(pack)), &why),
+        }
+    }
+
+    /// Reports the packs that are missing, have another length, or are damaged, each with what needs it.
+    fn lost_packs(&mut self) {
+        for (pack, lost) in std::mem::take(&mut self.lost) {
+            let is_missing = self.packs.find(pack).is_none_or(|row| self.packs.length(row).is_none());
+            let needed = lost.needed();
+            let flaw = lost.flaw.unwrap_or_else(|| "it is missing or damaged".to_owned());
+            let (object, why) = (name::pack(pack), format!("{flaw}; {needed}"));
+            match is_missing {
+                true => self.report.doubt(Path::new(&object), why),
+                false => self.problem(Path::new(&object), &why),
+            }
+        }
     }
 
     /// Lists packs with their lengths, and adds other files in their folder to `foreign`.
@@ -272,10 +335,11 @@ impl<'a> Checker<'a> {
         if error.kind() == FailureKind::Unavailable {
             return Err(error.clone().into());
         }
+        let (object, why) = (error.lost_object(), error.to_string());
         if error.is_absent() {
-            self.report.doubt(path, error.to_string());
+            self.report.doubt_of(object, path, why);
         } else {
-            self.problem(path, &error.to_string());
+            self.report.problem_of(object.as_deref(), path, &why);
         }
         Ok(())
     }

@@ -33,13 +33,21 @@ pub(super) struct Report<'a> {
     pass: u32,
     /// The first listing of each folder in this pass.
     listed: Vec<(&'static str, NameSet)>,
-    doubts: Vec<(PathBuf, String)>,
+    doubts: Vec<Doubt>,
     /// Documents were changed during this pass, and something seemed to be missing. The next pass finds it again.
     is_outdated: bool,
     /// Printed at the end of the last pass.
     notes: Vec<String>,
     /// The target was away when documents had to be listed again.
     away: Option<storage::Error>,
+}
+
+/// An object or entry that seems to be missing.
+struct Doubt {
+    /// The lost object that is the cause, if it is reported as well.
+    object: Option<String>,
+    path: PathBuf,
+    why: String,
 }
 
 impl<'a> Report<'a> {
@@ -64,22 +72,35 @@ impl<'a> Report<'a> {
 
     /// Reports a problem, unless an earlier pass did.
     pub(super) fn problem(&mut self, path: &Path, why: &str) {
+        self.problem_of(None, path, why);
+    }
+
+    /// The same for an entry that needs a lost object, which is reported as well.
+    pub(super) fn problem_of(&mut self, object: Option<&str>, path: &Path, why: &str) {
         let digest = blake3::Hasher::new()
             .update(path.as_os_str().as_encoded_bytes())
             .update(&[0])
             .update(why.as_bytes())
             .finalize();
         if self.reported.insert(digest) {
-            self.monitor.problem(path, why);
+            match object {
+                Some(object) => self.monitor.problem_of(object, path, why),
+                None => self.monitor.problem(path, why),
+            }
         }
     }
 
     /// Reports a problem that is none if another run removed the object on purpose.
     pub(super) fn doubt(&mut self, path: &Path, why: String) {
+        self.doubt_of(None, path, why);
+    }
+
+    /// The same for an entry that needs a lost object, which is reported as well.
+    pub(super) fn doubt_of(&mut self, object: Option<String>, path: &Path, why: String) {
         if self.is_outdated {
             return;
         }
-        self.doubts.push((path.to_owned(), why));
+        self.doubts.push(Doubt { object, path: path.to_owned(), why });
         if self.doubts.len() >= MAX_DOUBTS {
             self.settle();
         }
@@ -109,7 +130,9 @@ impl<'a> Report<'a> {
             Err(error) => self.away = Some(error),
         }
         if !self.is_outdated && self.away.is_none() {
-            doubts.into_iter().for_each(|(path, why)| self.problem(&path, &why));
+            for Doubt { object, path, why } in doubts {
+                self.problem_of(object.as_deref(), &path, &why);
+            }
         }
     }
 

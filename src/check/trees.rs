@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::content::FileCheck;
 use super::packs::Located;
 use super::record::Claim;
-use super::visited::LooseKey;
+use super::visited::{Flaw, Lacking, LooseKey};
 use super::{Checker, Error};
 use crate::archive::{Archive, EntryHandle, SnapshotDirectory, TreeWalk, WalkStep};
 use crate::failure::Failure;
@@ -21,8 +21,8 @@ use crate::reader::{self, FileReader, root_of, top_node};
 /// A directory on the path of the walk.
 struct OpenDirectory {
     key: Option<LooseKey>,
-    /// Packs in no index that the directory and its entries so far need.
-    lacking: BTreeSet<PackId>,
+    /// Packs with a flaw that the directory and its entries so far need.
+    lacking: Lacking,
 }
 
 /// Identifies a directory; `None` if it is empty.
@@ -70,7 +70,7 @@ impl Checker<'_> {
             }
             let shown = self.reader.source_name(name.source).unwrap_or_else(|_| name.source.to_string());
             let lacking = self.tree(&root, PathBuf::from(shown).join(&name.time))?;
-            self.lacks(&object, lacking);
+            self.lacks(&object, &lacking);
         }
         for (object, error) in closed {
             self.unopened(&object, error)?;
@@ -82,8 +82,13 @@ impl Checker<'_> {
         Ok(())
     }
 
-    /// Reports the packs in no index that a snapshot needs.
-    fn lacks(&mut self, object: &Path, lacking: BTreeSet<PackId>) {
+    /// Counts the lost packs that a snapshot needs, and reports those in no index.
+    fn lacks(&mut self, object: &Path, lacking: &Lacking) {
+        let with = |flaw| lacking.iter().filter(move |(of, _)| *of == flaw).map(|(_, pack)| *pack);
+        for pack in with(Flaw::Lost) {
+            self.lost.entry(pack).or_default().snapshots += 1;
+        }
+        let lacking: BTreeSet<_> = with(Flaw::Unindexed).collect();
         let Some(first) = lacking.first() else { return };
         let (count, first) = (lacking.len() as u64, name::pack(*first));
         let packs = monitor::count(count, "pack that it needs is", "packs that it needs are");
@@ -96,13 +101,13 @@ impl Checker<'_> {
         self.unindexed.extend(lacking);
     }
 
-    /// Checks the tree below a root, except for subtrees that were checked before. Returns the packs in no index that
-    /// the tree needs.
-    fn tree(&mut self, root: &EntryHandle, mut path: PathBuf) -> Result<BTreeSet<PackId>, Error> {
+    /// Checks the tree below a root, except for subtrees that were checked before. Returns the packs with a flaw that the
+    /// tree needs.
+    fn tree(&mut self, root: &EntryHandle, mut path: PathBuf) -> Result<Lacking, Error> {
         let Some(top) = self.new_directory(root, &path)? else { return Ok(self.lacking_below(root)) };
         let mut open = vec![self.open_directory(&top)];
         let mut walk = TreeWalk::new(self.reader, top);
-        let mut whole = BTreeSet::new();
+        let mut whole = Lacking::new();
         while let Some(step) = walk.step() {
             self.check_interrupted()?;
             match step {
@@ -123,7 +128,13 @@ impl Checker<'_> {
                     }
                 }
                 WalkStep::Failed(error) => match error.cause::<reader::Error>() {
-                    Some(error) => self.failed(&path, error)?,
+                    Some(error) => {
+                        if let Some(pack) = error.lost_pack() {
+                            self.lost.entry(pack).or_default().directories += 1;
+                            open.last_mut().map_or(&mut whole, |open| &mut open.lacking).insert((Flaw::Lost, pack));
+                        }
+                        self.failed(&path, error)?;
+                    }
                     None => self.problem(&path, &error.to_string()),
                 },
                 WalkStep::Leave => {
@@ -141,19 +152,19 @@ impl Checker<'_> {
 
     /// Begins the check of a directory.
     fn open_directory(&self, directory: &SnapshotDirectory) -> OpenDirectory {
-        let mut lacking = BTreeSet::new();
+        let mut lacking = Lacking::new();
         // Skipped if possible, since it reads the index nodes of large directories a second time.
         if !self.all_indexed {
             // Ignore errors: the walk reports them.
             let _ = self.reader.each_node(directory, &mut |location| {
-                lacking.extend(Some(location.pack).filter(|pack| self.is_unindexed(*pack)));
+                lacking.extend(Some((Flaw::Unindexed, location.pack)).filter(|(_, pack)| self.is_unindexed(*pack)));
             });
         }
         OpenDirectory { key: key(directory), lacking }
     }
 
-    /// The packs in no index that a directory needs which was checked before.
-    fn lacking_below(&self, listed: &EntryHandle) -> BTreeSet<PackId> {
+    /// The packs with a flaw that a directory needs which was checked before.
+    fn lacking_below(&self, listed: &EntryHandle) -> Lacking {
         let key = listed.directory().and_then(|directory| key(&directory));
         key.and_then(|key| self.visited.lacking.get(&key)).cloned().unwrap_or_default()
     }
@@ -203,8 +214,8 @@ impl Checker<'_> {
         self.problem(path, &why);
     }
 
-    /// Checks a file. Returns the packs in no index that it needs.
-    fn file(&mut self, listed: &EntryHandle, path: &Path) -> Result<BTreeSet<PackId>, Error> {
+    /// Checks a file. Returns the packs with a flaw that it needs.
+    fn file(&mut self, listed: &EntryHandle, path: &Path) -> Result<Lacking, Error> {
         self.summary.files += 1;
         let progress = self.monitor.progress();
         progress.at(path);
@@ -217,23 +228,29 @@ impl Checker<'_> {
             progress,
             stop: self.stop,
             chunks: 0,
-            lacking: BTreeSet::new(),
+            lacking: Lacking::new(),
             differs: None,
             is_lost: false,
             failed: None,
             open: Vec::new(),
         };
         let result = check.check_file(&file);
-        let FileCheck { chunks, lacking, differs, is_lost, failed, .. } = check;
+        let FileCheck { chunks, mut lacking, differs, is_lost, failed, .. } = check;
         self.summary.chunks += chunks;
         if let Some(error) = failed {
             return Err(error.into());
         }
         self.check_interrupted()?;
-        progress.file();
+        if !self.read_data {
+            progress.file();
+        }
+        if let Some(pack) = result.as_ref().err().and_then(reader::Error::lost_pack) {
+            self.lost.entry(pack).or_default().files += 1;
+            lacking.insert((Flaw::Lost, pack));
+        }
         match result {
             Ok(()) => {}
-            Err(error) if is_lost => self.report.doubt(path, error.to_string()),
+            Err(error) if is_lost => self.report.doubt_of(error.lost_object(), path, error.to_string()),
             Err(error) => self.failed(path, &error)?,
         }
         if let Some((at, index)) = differs {

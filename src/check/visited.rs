@@ -19,11 +19,23 @@ impl LooseKey {
     }
 }
 
+/// Why a pack that is needed is reported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Flaw {
+    /// It is in no index.
+    Unindexed,
+    /// It is missing, too short or damaged.
+    Lost,
+}
+
+/// Packs with a flaw that something needs.
+pub(super) type Lacking = BTreeSet<(Flaw, PackId)>;
+
 /// Visited parts of trees.
 #[derive(Debug, Default)]
 pub(super) struct Visited {
     /// Nodes and chunks that are not where an index has them.
     pub(super) loose: HashSet<LooseKey>,
-    /// Packs in no index that directories and extent nodes need.
-    pub(super) lacking: HashMap<LooseKey, BTreeSet<PackId>>,
+    /// Packs with a flaw that directories and extent nodes need.
+    pub(super) lacking: HashMap<LooseKey, Lacking>,
 }

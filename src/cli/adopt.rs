@@ -57,7 +57,7 @@ pub(super) struct Args {
     ///
     /// CERT is a file with one OpenPGP certificate or secret key; only the public part of a key is used. Only for a new
     /// machine.
-    #[arg(short, long, value_name = "CERT")]
+    #[arg(long, value_name = "CERT")]
     recipient: Vec<PathBuf>,
     /// Adopt even if documents are missing that the former machine knew
     ///

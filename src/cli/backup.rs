@@ -22,12 +22,19 @@ use crate::backup::{
     Summary,
 };
 use crate::catalog::stats::ComparedFields;
-use crate::failure::FailureKind;
 use crate::format::{Timestamp, name};
 use crate::job::{Counts, Step, backup_outcome};
 use crate::monitor::count;
 use crate::quantity::{parse_duration, parse_percent, parse_size};
 use crate::session::EarlyRuns;
+
+// Headings of options in help and manual pages.
+const CHOICE: &str = "What to back up";
+const EXCLUSION: &str = "What to leave out";
+const SNAPSHOT: &str = "The snapshot";
+const CHANGES: &str = "Detection of changes";
+const RESOURCES: &str = "Resources";
+const OUTPUT: &str = "Output";
 
 /// Back up files
 ///
@@ -112,23 +119,23 @@ pub(super) struct Args {
     /// The paths are literal, without patterns or comments, and relative to the current directory. Directories are backed up
     /// with everything below them, symbolic links as links. Missing paths are reported, and the exit code is 3. Exclusions
     /// apply. The root of the snapshot is always /.
-    #[arg(long, value_name = "FILE")]
+    #[arg(help_heading = CHOICE, long, value_name = "FILE")]
     files_from: Vec<PathBuf>,
     /// Back up standard input as the only file in the snapshot, with this name
     ///
     /// Only data that the repository does not have is stored. If reading fails, or if there is nothing to read, no snapshot is
     /// made.
-    #[arg(long, value_name = "NAME", conflicts_with_all = CHOOSING)]
+    #[arg(help_heading = CHOICE, long, value_name = "NAME", conflicts_with_all = CHOOSING)]
     stdin_filename: Option<OsString>,
     /// Run the command after -- and back up its output instead of standard input
     ///
     /// If the command fails, or prints nothing, no snapshot is made, and the exit code is 1. Its standard error is shown. It has
     /// no terminal, so it cannot ask for a password. If brackfs is interrupted, the command and all processes that it started
     /// are terminated.
-    #[arg(long, requires = "stdin_filename")]
+    #[arg(help_heading = CHOICE, long, requires = "stdin_filename")]
     stdin_from_command: bool,
     /// Make a snapshot even if standard input or the output of the command is empty
-    #[arg(long, requires = "stdin_filename")]
+    #[arg(help_heading = CHOICE, long, requires = "stdin_filename")]
     allow_empty: bool,
     #[command(flatten)]
     repository: RepositoryArg,
@@ -136,7 +143,7 @@ pub(super) struct Args {
     ///
     /// For standard input, the default is the name given with --stdin-filename. For /, several paths or --files-from, it is
     /// root.
-    #[arg(long, value_name = "NAME")]
+    #[arg(help_heading = SNAPSHOT, long, value_name = "NAME")]
     source: Option<String>,
     /// Exclude paths that match GLOB, as in a .gitignore at the snapshot's root (repeatable)
     ///
@@ -144,130 +151,130 @@ pub(super) struct Args {
     /// paths from the snapshot's root ('/tmp', 'cache/*.db'). A GLOB with a slash at the end matches only directories, **
     /// matches any number of directories, and a leading ! undoes earlier exclusions. Excluded paths are not accessed, so a
     /// mount that does not answer can be excluded.
-    #[arg(short, long, value_name = "GLOB")]
+    #[arg(help_heading = EXCLUSION, short, long, value_name = "GLOB")]
     exclude: Vec<String>,
     /// Exclude paths that match a line of FILE, written like a .gitignore (repeatable)
     ///
     /// These patterns come before those of --exclude, which can undo them.
-    #[arg(long, value_name = "FILE")]
+    #[arg(help_heading = EXCLUSION, long, value_name = "FILE")]
     exclude_from: Vec<PathBuf>,
     /// Exclude the content of directories with a valid CACHEDIR.TAG, except for that file
     ///
     /// The tag counts only if it belongs to the directory's owner or to root. Other tags are reported.
-    #[arg(long)]
+    #[arg(help_heading = EXCLUSION, long)]
     exclude_caches: bool,
     /// Exclude the content of directories that have an entry NAME, except for that entry (repeatable)
     ///
     /// If the entry is a directory, it is backed up with its content. It counts only if it belongs to the directory's
     /// owner or to root. Other such entries are reported.
-    #[arg(long, value_name = "NAME")]
+    #[arg(help_heading = EXCLUSION, long, value_name = "NAME")]
     exclude_if_present: Vec<OsString>,
     /// Exclude files and directories with the attribute d (chattr +d)
-    #[arg(long)]
+    #[arg(help_heading = EXCLUSION, long)]
     exclude_nodump: bool,
     /// Do not enter other file systems; store their mount points as empty directories
     ///
     /// With several paths, each path has its own file system. The mounts are not accessed, so a mount that does not answer
     /// is not a problem. A btrfs subvolume that is not a mount of its own belongs to its file system and is backed up; use
     /// --exclude for snapshots inside the file system.
-    #[arg(short = 'x', long)]
+    #[arg(help_heading = EXCLUSION, short = 'x', long)]
     one_file_system: bool,
     /// Add this tag to the snapshot (repeatable)
-    #[arg(long, value_name = "T", value_parser = backup::check_tag)]
+    #[arg(help_heading = SNAPSHOT, long, value_name = "T", value_parser = backup::check_tag)]
     tag: Vec<String>,
     /// Record the snapshot as made at this time
     ///
     /// For imports of older backups. TIME is a date, or a date and time such as 2026-11-20T14:52, in UTC unless it has an
     /// offset such as +01:00. Snapshots are listed in the order in which they were made, regardless of this.
-    #[arg(long, value_name = "TIME", value_parser = parse_snapshot_time)]
+    #[arg(help_heading = SNAPSHOT, long, value_name = "TIME", value_parser = parse_snapshot_time)]
     time: Option<Timestamp>,
     /// Record the snapshot as made on the machine NAME [default: this machine's host name]
-    #[arg(long, value_name = "NAME", value_parser = parse_host)]
+    #[arg(help_heading = SNAPSHOT, long, value_name = "NAME", value_parser = parse_host)]
     host: Option<String>,
     /// Set the average chunk size, at least 16KiB; above 1MiB, files are split every 1MiB
     ///
     /// Smaller chunks deduplicate better and need more space in the catalog. After the size is changed, files that are read
     /// again are stored again.
-    #[arg(long, value_name = "SIZE", default_value = "512KiB", value_parser = parse_size)]
+    #[arg(help_heading = RESOURCES, long, value_name = "SIZE", default_value = "512KiB", value_parser = parse_size)]
     chunk_size: u64,
     /// Pack files smaller than SIZE together into blocks; at most 1MiB
-    #[arg(long, value_name = "SIZE", default_value = "512KiB", value_parser = parse_size)]
+    #[arg(help_heading = RESOURCES, long, value_name = "SIZE", default_value = "512KiB", value_parser = parse_size)]
     merge_files_under: u64,
     /// Use less memory: one worker, and chunks wait in unnamed temporary files
     ///
     /// The files take 32 MiB in $TMPDIR (default: /var/tmp). A backup takes about a fifth longer.
-    #[arg(long)]
+    #[arg(help_heading = RESOURCES, long)]
     low_memory: bool,
     /// Set the zstd compression level, from 1 (fast) to 19 (small)
-    #[arg(long, value_name = "LEVEL", default_value_t = COMPRESSION, value_parser = clap::value_parser!(i32).range(1..=19))]
+    #[arg(help_heading = RESOURCES, long, value_name = "LEVEL", default_value_t = COMPRESSION, value_parser = clap::value_parser!(i32).range(1..=19))]
     compression: i32,
     /// Commit stored data this often; a killed run loses at most this much work
     ///
     /// DURATION is a number with ms, s, m, h or d. Shorter intervals make more objects in the repository and more disk syncs.
-    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = parse_duration)]
+    #[arg(help_heading = RESOURCES, long, value_name = "DURATION", default_value = "60s", value_parser = parse_duration)]
     commit_interval: Duration,
     /// Make no snapshot if the source lost more than PERCENT of its files
     ///
     /// Such a source may be a file system that is not mounted. The backup reports the numbers of files before and now, and exits
     /// with code 3. Older snapshots stay. A source with fewer than 20 files in its last snapshot is refused only if it is empty.
-    #[arg(long, value_name = "PERCENT", default_value = "90%", value_parser = parse_shrink)]
+    #[arg(help_heading = SNAPSHOT, long, value_name = "PERCENT", default_value = "90%", value_parser = parse_shrink)]
     max_shrink: f64,
     /// Make a snapshot no matter how many files the source lost
-    #[arg(long, conflicts_with = "max_shrink")]
+    #[arg(help_heading = SNAPSHOT, long, conflicts_with = "max_shrink")]
     allow_shrink: bool,
     /// Make no snapshot if nothing changed since the source's last snapshot
     ///
     /// Files are compared with the catalog. If the repository is on a server and nothing changed, the server is contacted only
     /// once in 24 hours. In between, a lost repository is not noticed, and no packs are checked again unless --recheck has
     /// another SIZE than its default.
-    #[arg(long)]
+    #[arg(help_heading = SNAPSHOT, long)]
     skip_if_unchanged: bool,
     /// Ignore inode numbers in the detection of changes
     ///
     /// For file systems without stable inode numbers. Also useful once after files were copied to another disk; the new
     /// numbers are remembered. Moved directories are not recognized, and their files are read.
-    #[arg(long)]
+    #[arg(help_heading = CHANGES, long)]
     ignore_inode: bool,
     /// Ignore change times (ctime) in the detection of changes
     ///
     /// For programs that update the ctime without changing the file. Also useful once after files were copied to another
     /// disk; the new times are remembered. Changes that keep size and mtime are missed, by later backups too.
-    #[arg(long)]
+    #[arg(help_heading = CHANGES, long)]
     ignore_ctime: bool,
     /// Read all files, even unchanged ones
-    #[arg(long)]
+    #[arg(help_heading = CHANGES, long)]
     reread: bool,
     /// Retry up to N times if a file changes while it is read
     ///
     /// Retries come after the other files. If the file still changes, it is stored and marked (ls and restore show the mark),
     /// and the exit code is 3.
-    #[arg(long, value_name = "N", default_value_t = RETRIES)]
+    #[arg(help_heading = CHANGES, long, value_name = "N", default_value_t = RETRIES)]
     retries: u32,
     /// Wait up to DURATION in total for files that changed just before they were read
     ///
     /// If a file changes twice within one tick of the file system's clock, its times do not show the second change. So a
     /// file that changed within the last tick is read after the other files, once the tick is over. A file that changes all
     /// the time, such as a busy log, is stored anyway, and the next backup reads it again in any case.
-    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = parse_duration)]
+    #[arg(help_heading = CHANGES, long, value_name = "DURATION", default_value = "5s", value_parser = parse_duration)]
     settle_max: Duration,
     /// If another run is writing to the repository, wait up to DURATION, then exit with code 11
     ///
     /// DURATION is a number with ms, s, m, h or d, such as 90s, 10m or 1h30m.
-    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = parse_duration)]
+    #[arg(help_heading = RESOURCES, long, value_name = "DURATION", default_value = "0s", value_parser = parse_duration)]
     wait_lock: Duration,
     /// Read and verify up to SIZE of packs that have not been checked for a month; 0 disables this
     ///
     /// Each run takes at most 16 packs that were stored or last checked 30 to 60 days ago. It checks that they exist, have
     /// the right length and, as far as SIZE allows, the right content. If a pack is lost, the run reports it, stores its
     /// data again if it is still at the source, and exits with code 3.
-    #[arg(long, value_name = "SIZE", default_value = "32MiB", value_parser = parse_size)]
+    #[arg(help_heading = RESOURCES, long, value_name = "SIZE", default_value = "32MiB", value_parser = parse_size)]
     recheck: u64,
     /// Store nothing; count new and changed files, and list them with -v
     ///
     /// Compares the files with the last backup, opens none of them, and modifies neither the repository nor this machine's
     /// state. The reported size is an upper bound: data already in the repository is not stored again. Unreadable files are
     /// not detected.
-    #[arg(short = 'n', long, conflicts_with = "stdin_filename")]
+    #[arg(help_heading = OUTPUT, short = 'n', long, conflicts_with = "stdin_filename")]
     dry_run: bool,
     /// Print the result, problems and progress as JSON, one object per line
     ///
@@ -287,7 +294,7 @@ pub(super) struct Args {
     ///
     /// With -v, entries are written to standard output, with message_type verbose_status, action (new or changed) and item
     /// (the path).
-    #[arg(long)]
+    #[arg(help_heading = OUTPUT, long)]
     json: bool,
 }
 
@@ -330,7 +337,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     } else if global.shows_summary(args.dry_run) {
         print_summary(&summary);
     }
-    Ok(if summary.problems > 0 { ExitCode::from(exit::code(FailureKind::Partial)) } else { ExitCode::SUCCESS })
+    exit::partial(summary.problems)
 }
 
 /// Options that select files, and conflict with --stdin-filename.

@@ -9,9 +9,11 @@ use anyhow::Result;
 
 use super::exit::Usage;
 use super::global::Global;
+use super::output;
 use super::reader_args::{DiskCacheArgs, DiskCaching, ReaderArgs, SMALL_CACHE, select};
+use super::show;
 use super::signals::end_on_signals;
-use crate::archive::{FileData, Selector};
+use crate::archive::{EntryRef, FileData, Selector};
 use crate::format::Kind;
 
 /// Written repeatedly for a hole.
@@ -27,12 +29,27 @@ Examples:
   brackfs cat home/latest:alice/notes.txt --repo /backup --key owner.key | less")]
 pub(super) struct Args {
     #[command(flatten)]
-    reader: ReaderArgs,
+    pub(super) reader: ReaderArgs,
     #[command(flatten)]
     disk: DiskCacheArgs,
     /// Write this file
     #[arg(value_name = "SNAP:PATH")]
     what: OsString,
+}
+
+/// Why an entry has no content to write.
+fn refusal(selector: &Selector, entry: &EntryRef<'_>) -> Option<String> {
+    match entry.kind {
+        Kind::File => None,
+        Kind::Directory if selector.path.is_empty() => {
+            Some(format!("it is a whole snapshot; name a file in it, as {selector}:PATH"))
+        }
+        Kind::Directory => Some("it is a directory; `brackfs dump` writes it as a tar archive".to_owned()),
+        Kind::Symlink => {
+            Some(format!("it is a symbolic link to {}; name that file", String::from_utf8_lossy(entry.target)))
+        }
+        kind => Some(format!("it is a {}, which has no content", show::kind(kind))),
+    }
 }
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
@@ -42,9 +59,10 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     end_on_signals()?;
     let snapshot = select(&*archive, &selector, &monitor)?;
     let listed = archive.at_path(&snapshot, &selector.path)?;
-    let shown = String::from_utf8_lossy(&selector.path).into_owned();
-    anyhow::ensure!(listed.entry().kind == Kind::File, "{shown:?} is not a file; list the snapshot with `brackfs ls`");
-    let mut out = std::io::stdout().lock();
+    if let Some(why) = refusal(&selector, &listed.entry()) {
+        anyhow::bail!("cannot write {}: {why}", String::from_utf8_lossy(args.what.as_bytes()));
+    }
+    let mut out = output::stdout();
     archive.content(&listed)?.each(|data| -> Result<()> {
         match data {
             FileData::Bytes(bytes) => out.write_all(bytes)?,

@@ -48,7 +48,7 @@ Examples:
   brackfs check --repo /backup --key owner.key --read-data")]
 pub(super) struct Args {
     #[command(flatten)]
-    reader: ReaderArgs,
+    pub(super) reader: ReaderArgs,
     /// Read and verify all data
     #[arg(long)]
     read_data: bool,

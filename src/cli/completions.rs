@@ -6,6 +6,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap_complete::Shell;
 
+use super::output;
+
 /// Write shell completions to standard output
 ///
 /// The completions cover commands, options and their possible values. They are generated from this version of the program, so
@@ -31,6 +33,6 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
     // Buffered, because the generator panics on a broken pipe.
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut super::command(), "brackfs", &mut script);
-    std::io::stdout().write_all(&script)?;
+    output::stdout().write_all(&script)?;
     Ok(ExitCode::SUCCESS)
 }

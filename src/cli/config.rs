@@ -102,7 +102,7 @@ pub(super) fn run(command: &ConfigCommand, global: &Global) -> Result<ExitCode> 
 
 fn init(args: &InitArgs, global: &Global) -> Result<ExitCode> {
     if args.stdout {
-        io::stdout().write_all(EXAMPLE.as_bytes())?;
+        output::stdout().write_all(EXAMPLE.as_bytes())?;
         return Ok(ExitCode::SUCCESS);
     }
     let path = global.config_path()?;
@@ -161,7 +161,7 @@ fn show(args: &ShowArgs, global: &Global) -> Result<ExitCode> {
         })))?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut out = io::stdout().lock();
+    let mut out = output::stdout();
     let Config { targets, sources, .. } = &config;
     let targets = targets.iter().map(|target| ("target", &target.name, &target.used));
     let sources = sources.iter().map(|source| ("source", &source.name, &source.used));

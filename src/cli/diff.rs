@@ -9,8 +9,9 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::entry;
-use super::exit::Usage;
+use super::exit::{self, Usage};
 use super::global::Global;
+use super::output;
 use super::reader_args::{DiskCacheArgs, DiskCaching, ReaderArgs, SMALL_CACHE, select};
 use super::show::{self, size};
 use super::signals::end_on_signals;
@@ -49,7 +50,7 @@ Examples:
   brackfs diff machine/latest:home home/latest --repo /backup --key owner.key")]
 pub(super) struct Args {
     #[command(flatten)]
-    reader: ReaderArgs,
+    pub(super) reader: ReaderArgs,
     #[command(flatten)]
     disk: DiskCacheArgs,
     /// Compare this snapshot, or this file or directory in it: SNAP or SNAP:PATH
@@ -88,7 +89,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         ComparedTree { snapshot: &after, path: &selectors.1.path },
     );
     let path = args.path.as_ref().map_or(b"".as_slice(), |path| path.as_bytes());
-    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    let mut out = std::io::BufWriter::new(output::stdout());
     let mut print = |change: &Change<'_>| match change.kind() {
         ChangeKind::Metadata if args.content_only => Ok(()),
         _ if args.json => writeln!(out, "{}", show::json(&as_json(change))),
@@ -101,7 +102,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         write_summary(&summary, &mut out)?;
     }
     out.flush()?;
-    Ok(if summary.problems > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    exit::of_problems(summary.problems)
 }
 
 fn write_line(change: &Change<'_>, with_fields: bool, out: &mut dyn Write) -> std::io::Result<()> {

@@ -40,7 +40,7 @@ the user namespace, such as capabilities, only with --xattrs-include='*'. It war
 'hdrcharset', which marks names that are not UTF-8, and extracts them correctly.")]
 pub(super) struct Args {
     #[command(flatten)]
-    reader: ReaderArgs,
+    pub(super) reader: ReaderArgs,
     #[command(flatten)]
     disk: DiskCacheArgs,
     /// Write this snapshot, or this file or directory in it

@@ -19,7 +19,7 @@ pub(super) fn write_details(out: &mut dyn Write, listed: &EntryHandle) -> io::Re
     };
     let mode = show::mode(entry.kind, entry.mode);
     let names = entry.link.map_or(1, |link| link.count);
-    let time = show::rfc3339(entry.mtime);
+    let time = show::local(entry.mtime);
     write!(out, "{mode} {names:>2} {owner:<8} {group:<8} {size:>12} {time:<20} ")
 }
 

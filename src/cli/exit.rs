@@ -1,8 +1,10 @@
 //! From errors to exit codes.
 
 use std::error::Error;
+use std::process::ExitCode;
 
 use crate::failure::{Failure, FailureKind, worded};
+use crate::monitor::count;
 use crate::{
     archive, backup, catalog, check, config, crypt, dump, history, init, inventory, prune, reader, repository, restore,
     retention, session, state,
@@ -17,6 +19,48 @@ pub(super) struct Usage(pub(super) String);
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct NoSecret(pub(super) String);
+
+/// A command completed, but with problems that it has reported. Nothing remains to be said, except in JSON.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub(super) struct Reported {
+    kind: FailureKind,
+    message: String,
+}
+
+/// Fails with code 1 if problems were reported.
+pub(super) fn of_problems(problems: u64) -> anyhow::Result<ExitCode> {
+    reported(FailureKind::Failed, problems)
+}
+
+/// Fails with the code of [`FailureKind::Partial`] if problems were reported.
+pub(super) fn partial(problems: u64) -> anyhow::Result<ExitCode> {
+    reported(FailureKind::Partial, problems)
+}
+
+/// Fails if a step of a run failed, with the kind of the worst failure.
+pub(super) fn of_steps(worst: Option<FailureKind>) -> anyhow::Result<ExitCode> {
+    match worst {
+        None => Ok(ExitCode::SUCCESS),
+        Some(kind) => Err(Reported { kind, message: "a step of the run failed".to_owned() }.into()),
+    }
+}
+
+fn reported(kind: FailureKind, problems: u64) -> anyhow::Result<ExitCode> {
+    match problems {
+        0 => Ok(ExitCode::SUCCESS),
+        problems => {
+            let message = count(problems, "problem was reported", "problems were reported");
+            Err(Reported { kind, message }.into())
+        }
+    }
+}
+
+impl Failure for Reported {
+    fn kind(&self) -> FailureKind {
+        self.kind
+    }
+}
 
 impl Failure for Usage {
     fn kind(&self) -> FailureKind {
@@ -53,7 +97,8 @@ pub(super) fn kind(error: &anyhow::Error) -> FailureKind {
 type KindOf = fn(&(dyn Error + 'static)) -> Option<FailureKind>;
 
 /// The types of [`Failure`] that reach the command line: an error in a chain can only be found by its type.
-const FAILURES: [KindOf; 20] = [
+const FAILURES: [KindOf; 21] = [
+    kind_of::<Reported>,
     kind_of::<Usage>,
     kind_of::<NoSecret>,
     kind_of::<archive::Error>,

@@ -8,8 +8,9 @@ use clap::ValueEnum;
 use serde_json::json;
 
 use super::entry;
-use super::exit::Usage;
+use super::exit::{self, Usage};
 use super::global::Global;
+use super::output;
 use super::reader_args::{DiskCacheArgs, DiskCaching, ReaderArgs, SMALL_CACHE, select};
 use super::show;
 use super::signals::end_on_signals;
@@ -38,7 +39,7 @@ Examples:
   brackfs find '/etc/**/*.conf' --newer 2026-11-01 --source machine --repo /backup")]
 pub(super) struct Args {
     #[command(flatten)]
-    reader: ReaderArgs,
+    pub(super) reader: ReaderArgs,
     #[command(flatten)]
     disk: DiskCacheArgs,
     /// Find names or paths that match this pattern
@@ -133,9 +134,9 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         smaller: args.smaller,
     };
     // Unbuffered, since the search for the next entry can take long.
-    let mut out = std::io::stdout().lock();
+    let mut out = output::stdout();
     let problems = find(&*archive, within, &wanted, &monitor, &mut |found| print(found, args, &mut out))?;
-    Ok(if problems > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    exit::of_problems(problems)
 }
 
 fn print(found: &Match<'_>, args: &Args, out: &mut dyn Write) -> std::io::Result<()> {

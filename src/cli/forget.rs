@@ -15,7 +15,7 @@ use super::global::Global;
 use super::output;
 use super::prune;
 use super::repository_arg::RepositoryArg;
-use super::show::{self, name_time, parse_time};
+use super::show::{self, local_name_time, name_time, parse_time};
 use super::signals::stop_on_signals;
 use super::terminal::is_interactive;
 use crate::archive::Selector;
@@ -62,66 +62,66 @@ pub(super) struct Args {
     #[command(flatten)]
     repository: RepositoryArg,
     /// Apply the policy only to this source (repeatable)
-    #[arg(long, value_name = "NAME")]
+    #[arg(help_heading = POLICY_HEADING, long, value_name = "NAME")]
     source: Vec<String>,
     /// Apply the policy to each source (source), or to snapshots of a source with the same tags (source,tags)
-    #[arg(long, value_name = "GROUPS", default_value = "source")]
+    #[arg(help_heading = POLICY_HEADING, long, value_name = "GROUPS", default_value = "source")]
     group_by: Grouping,
     /// Keep the N newest snapshots; N is a number or unlimited
-    #[arg(long, value_name = "N")]
+    #[arg(help_heading = POLICY_HEADING, long, value_name = "N")]
     keep_last: Option<Count>,
     /// Keep one snapshot of each of the N newest hours that have any
-    #[arg(long, value_name = "N")]
+    #[arg(help_heading = POLICY_HEADING, long, value_name = "N")]
     keep_hourly: Option<Count>,
     /// Keep one snapshot of each of the N newest days that have any
-    #[arg(long, value_name = "N")]
+    #[arg(help_heading = POLICY_HEADING, long, value_name = "N")]
     keep_daily: Option<Count>,
     /// Keep one snapshot of each of the N newest weeks that have any
-    #[arg(long, value_name = "N")]
+    #[arg(help_heading = POLICY_HEADING, long, value_name = "N")]
     keep_weekly: Option<Count>,
     /// Keep one snapshot of each of the N newest months that have any
-    #[arg(long, value_name = "N")]
+    #[arg(help_heading = POLICY_HEADING, long, value_name = "N")]
     keep_monthly: Option<Count>,
     /// Keep one snapshot of each of the N newest quarters that have any
-    #[arg(long, value_name = "N")]
+    #[arg(help_heading = POLICY_HEADING, long, value_name = "N")]
     keep_quarterly: Option<Count>,
     /// Keep one snapshot of each of the N newest years that have any
-    #[arg(long, value_name = "N")]
+    #[arg(help_heading = POLICY_HEADING, long, value_name = "N")]
     keep_yearly: Option<Count>,
     /// Keep all snapshots made less than T before the newest
     ///
     /// T is a number of years (y), months (m), weeks (w), days (d) or hours (h), or several, such as 1y6m.
-    #[arg(long, value_name = "T")]
+    #[arg(help_heading = POLICY_HEADING, long, value_name = "T")]
     keep_within: Option<Age>,
     /// Keep one snapshot of each hour less than T before the newest
-    #[arg(long, value_name = "T")]
+    #[arg(help_heading = POLICY_HEADING, long, value_name = "T")]
     keep_within_hourly: Option<Age>,
     /// Keep one snapshot of each day less than T before the newest
-    #[arg(long, value_name = "T")]
+    #[arg(help_heading = POLICY_HEADING, long, value_name = "T")]
     keep_within_daily: Option<Age>,
     /// Keep one snapshot of each week less than T before the newest
-    #[arg(long, value_name = "T")]
+    #[arg(help_heading = POLICY_HEADING, long, value_name = "T")]
     keep_within_weekly: Option<Age>,
     /// Keep one snapshot of each month less than T before the newest
-    #[arg(long, value_name = "T")]
+    #[arg(help_heading = POLICY_HEADING, long, value_name = "T")]
     keep_within_monthly: Option<Age>,
     /// Keep one snapshot of each quarter less than T before the newest
-    #[arg(long, value_name = "T")]
+    #[arg(help_heading = POLICY_HEADING, long, value_name = "T")]
     keep_within_quarterly: Option<Age>,
     /// Keep one snapshot of each year less than T before the newest
-    #[arg(long, value_name = "T")]
+    #[arg(help_heading = POLICY_HEADING, long, value_name = "T")]
     keep_within_yearly: Option<Age>,
     /// Keep snapshots with this tag (repeatable)
-    #[arg(long, value_name = "TAG")]
+    #[arg(help_heading = POLICY_HEADING, long, value_name = "TAG")]
     keep_tag: Vec<String>,
     /// Use days and weeks of UTC instead of the local time zone
-    #[arg(long)]
+    #[arg(help_heading = POLICY_HEADING, long)]
     utc: bool,
     /// Print the table; forget nothing
     #[arg(short = 'n', long)]
     dry_run: bool,
     /// Let a policy forget more than half of a source even without a terminal
-    #[arg(long)]
+    #[arg(help_heading = POLICY_HEADING, long)]
     force: bool,
     /// Show all forgotten snapshots again that have not been pruned yet
     #[arg(long, conflicts_with = "snapshots", conflicts_with_all = POLICY)]
@@ -135,6 +135,8 @@ pub(super) struct Args {
     now: Option<Timestamp>,
 }
 
+/// Heading of these options in help and manual pages.
+const POLICY_HEADING: &str = "Policy";
 /// The options that belong to a policy.
 const POLICY: [&str; 17] = [
     "source",
@@ -351,7 +353,7 @@ impl Args {
 
 /// Prints the decisions about all snapshots.
 fn print_chosen(chosen: &Chosen, json: bool) -> Result<()> {
-    let mut out = io::stdout().lock();
+    let mut out = output::stdout();
     for group in &chosen.plan.groups {
         if !json {
             let tags = group.tags.as_ref().map(|tags| format!("  [{}]", tags.join(", "))).unwrap_or_default();
@@ -375,7 +377,7 @@ fn action(decision: &Decision) -> &'static str {
 fn as_line(decision: &Decision) -> String {
     let Decision { snapshot, reasons } = decision;
     let reasons = reasons.iter().map(Reason::to_string).collect::<Vec<_>>().join(", ");
-    let (short, time) = (snapshot.name.id.short(), name_time(&snapshot.name.time));
+    let (short, time) = (snapshot.name.id.short(), local_name_time(&snapshot.name.time));
     format!("  {:<6}  {short}  {time}  {reasons}", action(decision))
 }
 
@@ -420,7 +422,7 @@ fn report(
     let is_shown = global.shows_summary(dry_run);
     if is_shown {
         for row in rows {
-            let (short, time) = (row.name.id.short(), name_time(&row.name.time));
+            let (short, time) = (row.name.id.short(), local_name_time(&row.name.time));
             output::result(show::printable(&format!("{action:<7}  {short}  {time}  {}", row.source)))?;
         }
         let dry = if dry_run { "dry run, nothing is changed: " } else { "" };

@@ -31,9 +31,9 @@ Examples:
         /// The standard also decides how repositories for the key are encrypted; see brackfs-security(7).
         #[arg(long, value_name = "PROFILE", default_value = "rfc9580")]
         profile: Profile,
-        /// Set the user ID of the key
-        #[arg(long, value_name = "NAME", default_value = "brackfs owner")]
-        user_id: String,
+        /// Set the user ID of the key [default: brackfs owner, this machine's host name, and the date]
+        #[arg(long, value_name = "NAME")]
+        user_id: Option<String>,
         /// Do not protect the key with a passphrase
         #[arg(long)]
         no_passphrase: bool,
@@ -48,12 +48,13 @@ pub(super) fn run(command: &KeyCommand, global: &Global) -> Result<ExitCode> {
     for path in [output, &public] {
         anyhow::ensure!(
             !path.exists(),
-            "cannot write {}: it exists already, and keys are never overwritten",
+            "cannot write {}: it exists already, and keys are never overwritten; choose another name",
             path.display()
         );
     }
     let passphrase = if *no_passphrase { None } else { Some(new_passphrase("Passphrase for the new key: ")?) };
-    let key = SecretKey::generate(*profile, user_id, KeyPurpose::Owner, passphrase.as_ref())?;
+    let user_id = user_id.clone().unwrap_or_else(owner);
+    let key = SecretKey::generate(*profile, &user_id, KeyPurpose::Owner, passphrase.as_ref())?;
     let certificate = key.certificate();
     write(output, 0o600, &key.to_armored()?)?;
     write(&public, 0o644, &certificate.to_armored()?)?;
@@ -63,6 +64,13 @@ pub(super) fn run(command: &KeyCommand, global: &Global) -> Result<ExitCode> {
         output::result(format!("fingerprint  {}", certificate.fingerprint()))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The user id of an owner's key, which tells keys apart.
+pub(super) fn owner() -> String {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let date = jiff::Timestamp::now().strftime("%Y-%m-%d");
+    format!("brackfs owner {host} {date}")
 }
 
 fn write(path: &Path, mode: u32, bytes: &[u8]) -> Result<()> {

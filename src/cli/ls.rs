@@ -11,6 +11,7 @@ use serde_json::json;
 use super::entry;
 use super::exit::Usage;
 use super::global::Global;
+use super::output;
 use super::reader_args::{DiskCacheArgs, DiskCaching, ReaderArgs, SMALL_CACHE, select};
 use super::show;
 use super::signals::end_on_signals;
@@ -29,13 +30,13 @@ Examples:
   brackfs ls -lR home/latest:alice --repo /backup --key owner.key")]
 pub(super) struct Args {
     #[command(flatten)]
-    reader: ReaderArgs,
+    pub(super) reader: ReaderArgs,
     #[command(flatten)]
     disk: DiskCacheArgs,
     /// List this snapshot, or this file or directory in it
     #[arg(value_name = "SNAP[:PATH]")]
     what: OsString,
-    /// Print mode, link count, owner, group, size in bytes, and modification time in UTC
+    /// Print mode, link count, owner, group, size in bytes, and modification time in the local time zone
     #[arg(short)]
     long: bool,
     /// List subdirectories recursively
@@ -53,12 +54,12 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let selector = Selector::parse(args.what.as_bytes()).map_err(Usage)?;
-    let monitor = global.monitor(false);
+    let monitor = global.monitor(args.json);
     let archive = args.reader.open_archive(global, &monitor, SMALL_CACHE, (&args.disk, DiskCaching::Fill))?;
     end_on_signals()?;
     let snapshot = select(&*archive, &selector, &monitor)?;
     let listed = archive.at_path(&snapshot, &selector.path)?;
-    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    let mut out = std::io::BufWriter::new(output::stdout());
     match listed.directory() {
         Some(top) => list(&*archive, top, args, &mut out)?,
         None => print(&listed, b"", args, &mut out)?,

@@ -62,14 +62,20 @@ is
 .B latest
 (the newest snapshot of all),
 .IB SOURCE /latest
-(the newest of a source), the beginning of a snapshot's id, or the beginning of a time in UTC, such as
+(the newest of a source), the beginning of a snapshot's id, or a time as
+.BR brackfs\-snapshots (1)
+prints it, or the beginning of one, such as
 .B 2026\-11\-20
 or
 .BR 2026\-11\-20T14:52 .
+A time without an offset such as +01:00 is in UTC; where the local time zone is another one, a note says so.
 If several snapshots match a time, the newest is used.
 An id or a time can have
 .IB SOURCE /
 in front, too.
+If there are several sources,
+.B latest
+alone prints a note that says which snapshot it is.
 .PP
 .I PATH
 begins at the snapshot's root: the directory that was backed up, or / if there were several paths.
@@ -79,7 +85,7 @@ Symbolic links in it are not followed.
 
 const SIZE: &str = r"
 .I SIZE
-is a number of bytes, or a number and a unit in powers of 1024:
+is a number of bytes, or a number such as 1.5 and a unit in powers of 1024:
 .BR K ,
 .BR M ,
 .B G
@@ -305,6 +311,7 @@ pub fn further(command: &Command) -> &'static [(&'static str, &'static str)] {
         "completions" => &[],
         _ if is_root(command) => &[
             CONFIG,
+            ("brackfs-json", "5"),
             ("brackfs-format", "5"),
             TARGETS,
             ("brackfs-security", "7"),
@@ -491,92 +498,15 @@ If standard error is a terminal, it shows a line of progress, and a summary at t
 The journal of systemd gets a summary too.
 Otherwise only problems are printed, so that a crontab needs no redirection.
 .PP
-With
-.BR \-\-json ,
-results and problems are JSON objects, one per line.
-Each object has a
-.BR message_type :
-.TP
-.B initialized
-The repository that
-.BR brackfs\-init (1)
-made.
-.TP
-.B adopted
-The result of
-.BR brackfs\-adopt (1).
-.TP
-.B recipient
-A recipient, from
-.BR brackfs\-recipients\-list (1).
-.TP
-.B updated
-A renewed certificate, from
-.BR brackfs\-recipients\-update (1).
-.TP
-.B summary
-The totals of a command, such as a backup, restore, check or prune; always the last object.
-.TP
-.B status
-The progress of a backup, restore, check or prune, once a second; see
-.BR brackfs\-backup (1).
-.TP
-.B verbose_status
+Of many problems of a run, the first 20 are printed.
 With
 .BR \-v ,
-a processed entry, with its
-.B action
-and its path as
-.BR item .
-.TP
-.B entry
-An entry of a snapshot, from
-.BR brackfs\-ls (1).
-.TP
-.B found
-An entry and its snapshot, from
-.BR brackfs\-find (1).
-.TP
-.B version
-A version of an entry and the snapshots that have it, from
-.BR brackfs\-versions (1).
-.TP
-.B absence
-The snapshots from which the path is missing, from the same command.
-.TP
-.B change
-An entry that differs between two snapshots, from
-.BR brackfs\-diff (1).
-.TP
-.B statistics
-The counts of such entries, at the end of the same command.
-.TP
-.B snapshot
-A snapshot that is kept, forgotten, shown again, held or released, from
-.BR brackfs\-forget (1),
-.BR brackfs\-hold (1)
-and
-.BR brackfs\-release (1).
-.TP
-.B step
-A step of a configured run, from
-.BR brackfs\-run (1).
-.TP
-.B config
-The sources and targets of a configuration, from
-.BR brackfs\-config\-check (1).
-.TP
-.B error
-A problem with a file or an object, with
-.B path
-and
-.BR message ;
-on standard error.
+all are printed, and names of objects in the repository are not shortened.
 .PP
-.BR brackfs\-snapshots (1)
-writes an array of objects instead.
-Programs should ignore types and fields that they do not know.
-An error that ends a command is always text on standard error, and sets the exit code.
+With
+.BR \-\-json ,
+results, progress, problems and notes are JSON objects, one per line; see
+.BR brackfs\-json (5).
 ";
 
 const SIGNALS: &str = r"

@@ -14,6 +14,7 @@
 //! - [`show`]: sizes, times and modes as text
 //! - [`overview`]: the state of all backups as text; [`html`]: as a web page; [`record`]: steps made by hand
 //! - [`output`]: lines on standard output and standard error; [`systemd`]: whether they go to the journal
+//! - [`object_names`]: names of objects in messages
 //! - [`exit`]: from errors to exit codes
 //! - [`log`]: the log for bug reports
 //! - [`version`]: the text of `--version`
@@ -45,6 +46,7 @@ mod memory;
 mod mount;
 mod mount_helper;
 mod mount_log;
+mod object_names;
 mod output;
 mod overview;
 mod passphrase;
@@ -75,9 +77,13 @@ mod versions;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::error::ErrorKind;
+use anyhow::Context;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, Parser, Subcommand};
 use global::Global;
+use reader_args::ReaderArgs;
+use serde_json::json;
 use signals::run_in_thread;
 
 use crate::failure::FailureKind;
@@ -158,32 +164,82 @@ pub fn main() -> ExitCode {
         return mount_helper::main(&arguments);
     }
     let arguments = with_target(arguments);
+    let json = wants_json(&arguments);
     let Cli { command, global } = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
         // clap counts environment variables as arguments, so it does not print help if one is set.
-        Err(error) if error.kind() == ErrorKind::MissingSubcommand => return help(&arguments),
-        Err(error) if error.use_stderr() && systemd::has_journal() => {
-            output::error(error.render());
-            return ExitCode::from(exit::code(FailureKind::Usage));
-        }
-        Err(error) => error.exit(),
+        Err(error) if error.kind() == ErrorKind::MissingSubcommand && !json => return help(&arguments),
+        Err(error) => return unparsed(error, &arguments, json),
     };
     let result = match process::refusal(command.prints()) {
         Some(why) => Err(anyhow::anyhow!(why)),
-        None => log::start(global.log.as_deref()).and_then(|()| log::around(command.name(), || run(command, &global))),
+        None => log::start(global.log.as_deref()).and_then(|()| log::around(command.name(), || run(&command, &global))),
     };
     match result {
         Ok(code) => code,
         Err(error) if exit::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            let code = exit::code(exit::kind(&error));
-            // Editors look for FILE:LINE:COLUMN at the beginning of a line.
-            let prefix = if error.downcast_ref().is_some_and(config_mistakes) { "" } else { "brackfs: " };
-            let lines: Vec<_> = exit::text(&error).lines().map(|line| show::printable(line).into_owned()).collect();
-            output::error(format_args!("{prefix}{}", lines.join("\n")));
-            ExitCode::from(code)
+            let text = exit::text(&error);
+            let needed = command.reader().and_then(|reader| reader.needed_key(&error, &global));
+            let text = match needed {
+                Some(needed) if global.verbose => format!("{needed} ({text})"),
+                Some(needed) => needed,
+                None => text,
+            };
+            failed(&error, &terminal::words(&text, json || global.verbose), json)
         }
     }
+}
+
+/// Prints why a command failed.
+fn failed(error: &anyhow::Error, text: &str, json: bool) -> ExitCode {
+    let code = exit::code(exit::kind(error));
+    if json {
+        exit_error(code, text);
+    } else if !error.is::<exit::Reported>() {
+        // Editors look for FILE:LINE:COLUMN at the beginning of a line.
+        let prefix = if error.downcast_ref().is_some_and(config_mistakes) { "" } else { "brackfs: " };
+        let lines: Vec<_> = text.lines().map(|line| show::printable(line).into_owned()).collect();
+        output::error(format_args!("{prefix}{}", lines.join("\n")));
+    }
+    ExitCode::from(code)
+}
+
+/// Writes the last line of a failed command with --json. Like restic's, it is on standard error.
+fn exit_error(code: u8, message: &str) {
+    output::error(show::json(&json!({ "message_type": "exit_error", "code": code, "message": message })));
+}
+
+/// Whether JSON is wanted. Known before the command line is parsed, for errors in it.
+fn wants_json(arguments: &[OsString]) -> bool {
+    arguments.iter().take_while(|argument| *argument != "--").any(|argument| argument == "--json")
+}
+
+/// Prints help, the version, or why the command line is wrong.
+fn unparsed(mut error: clap::Error, arguments: &[OsString], json: bool) -> ExitCode {
+    if !error.use_stderr() {
+        return match error.print().map_err(output::named).context("cannot print the help") {
+            Err(error) if !exit::is_broken_pipe(&error) => failed(&error, &exit::text(&error), false),
+            _ => ExitCode::SUCCESS,
+        };
+    }
+    // clap's usage line has options that come from environment variables.
+    if error.get(ContextKind::Usage).is_some() {
+        let usage = meant(arguments).render_usage();
+        error.insert(ContextKind::Usage, ContextValue::StyledStr(usage));
+    }
+    let code = exit::code(FailureKind::Usage);
+    if json {
+        let text = error.render().to_string();
+        let message = text.split("\n\n").next().unwrap_or_default();
+        exit_error(code, message.strip_prefix("error: ").unwrap_or(message));
+    } else if systemd::has_journal() {
+        output::error(error.render());
+    } else {
+        // There is no other place to report that standard error cannot be written.
+        let _ = error.print();
+    }
+    ExitCode::from(code)
 }
 
 fn config_mistakes(error: &crate::config::Error) -> bool {
@@ -248,6 +304,23 @@ impl Command {
         }
     }
 
+    /// The options of a command that reads a repository.
+    fn reader(&self) -> Option<&ReaderArgs> {
+        match self {
+            Command::Snapshots(args) => Some(&args.reader),
+            Command::Ls(args) => Some(&args.reader),
+            Command::Find(args) => Some(&args.reader),
+            Command::Versions(args) => Some(&args.reader),
+            Command::Diff(args) => Some(&args.reader),
+            Command::Cat(args) => Some(&args.reader),
+            Command::Mount(args) => Some(&args.reader),
+            Command::Restore(args) => Some(&args.reader),
+            Command::Dump(args) => Some(&args.reader),
+            Command::Check(args) => Some(&args.reader),
+            _ => None,
+        }
+    }
+
     /// Whether the command has no effect except its output.
     fn prints(&self) -> bool {
         matches!(
@@ -265,41 +338,47 @@ impl Command {
     }
 }
 
-fn run(command: Command, global: &Global) -> anyhow::Result<ExitCode> {
+fn run(command: &Command, global: &Global) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Key(command) => key::run(&command, global),
-        Command::Setup(args) => run_in_thread(|| setup::run(&args, global)),
-        Command::Init(args) => init::run(&args, global),
-        Command::Backup(args) => run_in_thread(|| backup::run(&args, global)),
-        Command::Run(args) => run_in_thread(|| run::run(&args, global)),
-        Command::Status(args) => status::run(&args, global),
-        Command::Report(args) => run_in_thread(|| report::run(&args, global)),
-        Command::Snapshots(args) => run_in_thread(|| snapshots::run(&args, global)),
-        Command::Ls(args) => run_in_thread(|| ls::run(&args, global)),
-        Command::Find(args) => run_in_thread(|| find::run(&args, global)),
-        Command::Versions(args) => run_in_thread(|| versions::run(&args, global)),
-        Command::Diff(args) => run_in_thread(|| diff::run(&args, global)),
-        Command::Cat(args) => run_in_thread(|| cat::run(&args, global)),
-        Command::Mount(args) => mount::run(&args, global),
-        Command::Umount(args) => umount::run(&args),
-        Command::Restore(args) => run_in_thread(|| restore::run(&args, global)),
-        Command::Dump(args) => run_in_thread(|| dump::run(&args, global)),
-        Command::Prune(args) => run_in_thread(|| prune::run(&args, global)),
-        Command::Stats(args) => run_in_thread(|| stats::run(&args, global)),
-        Command::Check(args) => run_in_thread(|| check::run(&args, global)),
-        Command::Forget(args) => run_in_thread(|| forget::run(&args, global)),
-        Command::Hold(args) => run_in_thread(|| forget::hold(&args, global)),
-        Command::Release(args) => run_in_thread(|| forget::release(&args, global)),
-        Command::Catalog(command) => run_in_thread(|| catalog::run(&command, global)),
-        Command::Config(command) => config::run(&command, global),
-        Command::Recipients(command) => run_in_thread(|| recipients::run(&command, global)),
-        Command::Adopt(args) => run_in_thread(|| adopt::run(&args, global)),
-        Command::Completions(args) => completions::run(&args),
+        Command::Key(command) => key::run(command, global),
+        Command::Setup(args) => run_in_thread(|| setup::run(args, global)),
+        Command::Init(args) => init::run(args, global),
+        Command::Backup(args) => run_in_thread(|| backup::run(args, global)),
+        Command::Run(args) => run_in_thread(|| run::run(args, global)),
+        Command::Status(args) => status::run(args, global),
+        Command::Report(args) => run_in_thread(|| report::run(args, global)),
+        Command::Snapshots(args) => run_in_thread(|| snapshots::run(args, global)),
+        Command::Ls(args) => run_in_thread(|| ls::run(args, global)),
+        Command::Find(args) => run_in_thread(|| find::run(args, global)),
+        Command::Versions(args) => run_in_thread(|| versions::run(args, global)),
+        Command::Diff(args) => run_in_thread(|| diff::run(args, global)),
+        Command::Cat(args) => run_in_thread(|| cat::run(args, global)),
+        Command::Mount(args) => mount::run(args, global),
+        Command::Umount(args) => umount::run(args),
+        Command::Restore(args) => run_in_thread(|| restore::run(args, global)),
+        Command::Dump(args) => run_in_thread(|| dump::run(args, global)),
+        Command::Prune(args) => run_in_thread(|| prune::run(args, global)),
+        Command::Stats(args) => run_in_thread(|| stats::run(args, global)),
+        Command::Check(args) => run_in_thread(|| check::run(args, global)),
+        Command::Forget(args) => run_in_thread(|| forget::run(args, global)),
+        Command::Hold(args) => run_in_thread(|| forget::hold(args, global)),
+        Command::Release(args) => run_in_thread(|| forget::release(args, global)),
+        Command::Catalog(command) => run_in_thread(|| catalog::run(command, global)),
+        Command::Config(command) => config::run(command, global),
+        Command::Recipients(command) => run_in_thread(|| recipients::run(command, global)),
+        Command::Adopt(args) => run_in_thread(|| adopt::run(args, global)),
+        Command::Completions(args) => completions::run(args),
     }
 }
 
-/// Prints the help of a command that needs a subcommand and got none, which is wrong usage.
+/// Prints the help of a command that needs a subcommand and got none, which is wrong usage: a script that runs it does nothing.
 fn help(arguments: &[OsString]) -> ExitCode {
+    output::message(meant(arguments).render_help());
+    ExitCode::from(exit::code(FailureKind::Usage))
+}
+
+/// The command that the arguments name.
+fn meant(arguments: &[OsString]) -> clap::Command {
     let mut command = command();
     command.build();
     for argument in arguments.get(1..).unwrap_or_default() {
@@ -307,8 +386,7 @@ fn help(arguments: &[OsString]) -> ExitCode {
             command = below.clone();
         }
     }
-    output::message(command.render_help());
-    ExitCode::from(exit::code(FailureKind::Usage))
+    command
 }
 
 #[cfg(test)]

@@ -14,8 +14,10 @@ use nix::unistd::{Group, User};
 use super::exit::Usage;
 use super::global::Global;
 use super::mount_log::Log;
+use super::output;
 use super::reader_args::{DiskCacheArgs, LARGE_CACHE, ReaderArgs, select};
-use super::terminal::Terminal;
+use super::show;
+use super::terminal::{Terminal, is_interactive};
 use crate::archive::{Archive, Selector};
 use crate::failure::Failure;
 use crate::format::Kind;
@@ -69,7 +71,7 @@ pub(super) struct Args {
     #[arg(value_name = "MOUNTPOINT")]
     mountpoint: PathBuf,
     #[command(flatten)]
-    reader: ReaderArgs,
+    pub(super) reader: ReaderArgs,
     #[command(flatten)]
     disk: DiskCacheArgs,
     /// Allow other users access, subject to the permissions in the snapshots
@@ -136,11 +138,26 @@ fn parse_pair(text: &str, what: &str, named: impl Fn(&str) -> Option<u32>) -> Re
 const READY: &[u8] = b"ready\n";
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
+    if let Some(why) = no_mount_point(args) {
+        return Err(Usage(why).into());
+    }
     if args.foreground || args.daemon {
         return serve(args, global);
     }
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
-    start_in_background(&arguments, &[]).map(ExitCode::from)
+    let code = start_in_background(&arguments, &[])?;
+    if code == 0 && is_interactive() && !global.quiet {
+        let path = args.mountpoint.display();
+        output::message(show::printable(&format!("mounted on {path}; to unmount: brackfs umount {path}")));
+    }
+    Ok(ExitCode::from(code))
+}
+
+/// Recognizes a snapshot where the mount point should be.
+fn no_mount_point(args: &Args) -> Option<String> {
+    let word = args.mountpoint.to_str().filter(|_| args.what.is_none() && !args.mountpoint.exists())?;
+    let names_snapshot = word == "latest" || word.ends_with("/latest") || word.contains(':');
+    names_snapshot.then(|| format!("the mount point is missing: write brackfs mount {word} DIRECTORY"))
 }
 
 /// Starts this program with the given arguments in the background, and waits until its mount is ready or it ends. Returns
@@ -187,7 +204,10 @@ fn serve(args: &Args, global: &Global) -> Result<ExitCode> {
             let snapshot = select(&*archive, &selector, &*monitor)?;
             let top = archive.at_path(&snapshot, &selector.path)?;
             let shown = String::from_utf8_lossy(&selector.path).into_owned();
-            anyhow::ensure!(top.entry().kind == Kind::Directory, "{shown:?} is not a directory");
+            anyhow::ensure!(
+                top.entry().kind == Kind::Directory,
+                "cannot mount {shown}: it is not a directory; `brackfs cat` writes a file"
+            );
             FileSystem::of_one(archive, snapshot, &top, monitor)
         }
         None => {

@@ -2,8 +2,8 @@
 //!
 //! If standard error is the journal of systemd, each line there begins with its priority, which the journal removes.
 
-use std::fmt::Display;
-use std::io::{self, Write};
+use std::fmt::{self, Display, Formatter};
+use std::io::{self, StdoutLock, Write};
 
 use super::systemd;
 
@@ -17,7 +17,7 @@ pub(super) enum Priority {
 
 /// Writes a line of the result to standard output.
 pub(super) fn result(line: impl Display) -> io::Result<()> {
-    writeln!(io::stdout(), "{line}")
+    writeln!(stdout(), "{line}")
 }
 
 /// Writes an ordinary message to standard error.
@@ -47,6 +47,45 @@ pub(super) fn write(priority: Priority, text: impl Display) {
 fn prioritized(priority: Priority, text: &str) -> String {
     let line = |line| format!("<{}>{line}", priority as u8);
     text.lines().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// Standard output, locked. Its errors say that it is standard output that cannot be written.
+pub(super) fn stdout() -> Stdout {
+    Stdout(io::stdout().lock())
+}
+
+/// See [`stdout`].
+pub(super) struct Stdout(StdoutLock<'static>);
+
+impl Write for Stdout {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes).map_err(named)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush().map_err(named)
+    }
+}
+
+/// An error of standard output.
+#[derive(Debug)]
+struct StdoutError(io::Error);
+
+impl Display for StdoutError {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot write to standard output: {}", self.0)
+    }
+}
+
+impl std::error::Error for StdoutError {}
+
+/// Names standard output in an error, and keeps its kind.
+pub(super) fn named(error: io::Error) -> io::Error {
+    match error.kind() {
+        // The standard library retries after the first, and the second is never shown.
+        io::ErrorKind::Interrupted | io::ErrorKind::BrokenPipe => error,
+        kind => io::Error::new(kind, StdoutError(error)),
+    }
 }
 
 #[cfg(test)]

@@ -7,29 +7,49 @@ use std::process::{Command, Stdio};
 use anyhow::Result;
 
 use super::exit::NoSecret;
-use crate::crypt::Passphrase;
+use super::output;
+use crate::crypt::{self, Passphrase};
 
-/// The passphrase of an existing key.
-pub(super) fn passphrase(prompt: &str) -> Result<Passphrase> {
-    match from_environment()? {
-        Some(passphrase) => Ok(passphrase),
-        None => ask(prompt).map(Passphrase::from),
+/// How often the terminal is asked for a passphrase.
+const TRIES: u32 = 3;
+
+/// Unlocks a key with its passphrase. At the terminal, another one may be tried.
+pub(super) fn unlock<T>(prompt: &str, unlock: impl Fn(&Passphrase) -> Result<T>) -> Result<T> {
+    if let Some(passphrase) = from_environment()? {
+        return unlock(&passphrase);
     }
+    for _ in 1..TRIES {
+        match unlock(&ask(prompt)?.into()) {
+            Err(error) if is_wrong(&error) => output::message("brackfs: the passphrase is wrong; try again"),
+            result => return result,
+        }
+    }
+    unlock(&ask(prompt)?.into())
 }
 
-/// The passphrase of a new key. At the terminal it is asked for twice.
+fn is_wrong(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| matches!(cause.downcast_ref(), Some(crypt::Error::WrongPassphrase { .. })))
+}
+
+/// The passphrase of a new key. At the terminal it is asked for twice, and again if the two differ.
 pub(super) fn new_passphrase(prompt: &str) -> Result<Passphrase> {
     if let Some(passphrase) = from_environment()? {
         return Ok(passphrase);
     }
-    let first = ask(prompt)?;
-    if first.is_empty() {
-        return Err(NoSecret("the passphrase is empty; an empty passphrase protects nothing".into()).into());
+    let mut tries = 1;
+    loop {
+        let first = ask(prompt)?;
+        let why = match first.is_empty() {
+            true => "the passphrase is empty, which protects nothing",
+            false if ask("Repeat the passphrase: ")? == first => return Ok(first.into()),
+            false => "the two passphrases differ",
+        };
+        if tries == TRIES {
+            return Err(NoSecret(format!("cannot set a passphrase: {why}; run the command again")).into());
+        }
+        output::message(format!("brackfs: {why}; try again"));
+        tries += 1;
     }
-    if ask("Repeat the passphrase: ")? != first {
-        return Err(NoSecret("the two passphrases differ".into()).into());
-    }
-    Ok(Passphrase::from(first))
 }
 
 fn ask(prompt: &str) -> Result<String> {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use serde_json::json;
 
+use super::exit;
 use super::global::Global;
 use super::output;
 use super::record::ByHand;
@@ -186,7 +187,7 @@ pub(super) fn prune_as(repository: &RepositoryArg, limits: &Limits, args: &Run, 
     } else if global.shows_summary(args.dry_run) {
         report(&summary, args.dry_run);
     }
-    Ok(if summary.damaged_packs > 0 { ExitCode::from(3) } else { ExitCode::SUCCESS })
+    exit::partial(summary.damaged_packs)
 }
 
 fn report(summary: &Summary, dry_run: bool) {

@@ -9,11 +9,12 @@ use clap::{ArgAction, Args, ValueHint};
 use super::exit::NoSecret;
 use super::global::{Global, service_directory, standard_directory};
 use super::memory;
-use super::passphrase::passphrase;
+use super::passphrase::unlock;
 use super::repository_arg::{HEADING, RepositoryArg, Use};
-use crate::archive::{Archive, OpenSnapshot, Selector};
+use super::show::{self, name_time};
+use crate::archive::{Archive, OpenSnapshot, Selected, Selector};
 use crate::catalog;
-use crate::crypt::{Certificate, Fingerprint, KeyStore, Opener, SecretKey};
+use crate::crypt::{self, Certificate, Fingerprint, KeyStore, Opener, Passphrase, SecretKey};
 use crate::monitor::Monitor;
 use crate::quantity::parse_size;
 use crate::reader::Reader;
@@ -29,6 +30,9 @@ pub(super) const LARGE_CACHE: u64 = 128 << 20;
 /// Most owner's keys in a repository that are tried: unlocking one takes a fraction of a second.
 const MAX_OWNER_KEYS: usize = 16;
 
+/// Heading of these options in help and manual pages.
+const READER_HEADING: &str = "Keys and cache";
+
 /// Options that select the repository, the key, and the trusted host keys.
 #[derive(Debug, Args)]
 pub(super) struct ReaderArgs {
@@ -39,7 +43,7 @@ pub(super) struct ReaderArgs {
     /// FILE holds one OpenPGP secret key, armored or binary. If the key is locked, its passphrase is asked for. Without
     /// this option, the key that init stored in the repository is used. If the repository has none, gpg decrypts, with its
     /// agent and smart cards. A repository that is not encrypted needs no key.
-    #[arg(long, env = "BRACKFS_KEY_FILE", value_name = "FILE")]
+    #[arg(help_heading = READER_HEADING, long, env = "BRACKFS_KEY_FILE", value_name = "FILE")]
     pub(super) key: Option<PathBuf>,
     /// Do not use or store cached session keys from gpg
     ///
@@ -47,20 +51,20 @@ pub(super) struct ReaderArgs {
     /// cached in the state directory, encrypted to the same secret key. With the cache, a command asks gpg or a smart card
     /// once, and once more for each run that is not in the cache yet; without it, once for each run whose data it reads. See
     /// brackfs-security(7).
-    #[arg(long)]
+    #[arg(help_heading = READER_HEADING, long)]
     pub(super) no_key_cache: bool,
     /// Trust snapshots signed by the host key with this fingerprint (repeatable)
     ///
     /// init prints the fingerprint. Snapshots signed by this machine's own host key or by a remembered one are trusted too.
     /// If none of these is known, the key found in the repository is trusted on first use, printed and remembered (adopt
     /// fails instead).
-    #[arg(long, value_name = "FINGERPRINT", action = ArgAction::Append)]
+    #[arg(help_heading = READER_HEADING, long, value_name = "FINGERPRINT", action = ArgAction::Append)]
     pub(super) signer: Vec<Fingerprint>,
     /// Cache up to SIZE of decrypted data in memory [default: 128MiB for mount and dump, 16MiB for check, else 24MiB]
     ///
     /// The default is less if memory is short: at most a quarter of the machine's memory, of the memory limit of the cgroup
     /// (a container, or a systemd service with MemoryMax=), and of the limit of ulimit -v.
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    #[arg(help_heading = READER_HEADING, long, value_name = "SIZE", value_parser = parse_size)]
     pub(super) cache_size: Option<u64>,
 }
 
@@ -209,13 +213,38 @@ impl ReaderArgs {
             return if owners.is_empty() { Ok(Opener::gpg(self.key_store(state))) } else { unlock_any(owners) };
         };
         let shown = path.display();
-        let bytes = std::fs::read(path).map_err(|e| NoSecret(format!("cannot read the key {shown}: {e}")))?;
-        let mut key = SecretKey::parse(&bytes).with_context(|| format!("cannot use the key {shown}"))?;
+        let bytes = std::fs::read(path)
+            .map_err(|e| NoSecret(format!("cannot read the key {shown}: {e}; give the file with the secret key")))?;
+        let mut key = SecretKey::parse(&bytes).map_err(|error| match error {
+            crypt::Error::NotAKey { .. } => NoSecret(format!(
+                "cannot use the key {shown}: it holds no OpenPGP secret key, or is damaged; give another file with --key"
+            )),
+            crypt::Error::NoSecretKey { .. } => NoSecret(format!(
+                "cannot use the key {shown}: it is only a public certificate; give the file with the secret key"
+            )),
+            error => NoSecret(format!("cannot use the key {shown}: {error}")),
+        })?;
         if key.is_locked() {
-            let passphrase = passphrase(&format!("Passphrase for the key in {shown}: "))?;
-            key = key.unlock(&passphrase).with_context(|| format!("cannot unlock the key {shown}"))?;
+            key = unlock(&format!("Passphrase for the key in {shown}: "), |passphrase| {
+                key.clone().unlock(passphrase).with_context(|| format!("cannot unlock the key {shown}"))
+            })?;
         }
         Ok(Opener::new(key)?)
+    }
+
+    /// Which key is needed, if an error says that the given one is another, or that none was given.
+    pub(super) fn needed_key(&self, error: &anyhow::Error, global: &Global) -> Option<String> {
+        let is_needed = |error: &crypt::Error| error.is_other_key() || matches!(error, crypt::Error::GpgMissing { .. });
+        error.chain().filter_map(|cause| cause.downcast_ref()).find(|error| is_needed(error))?;
+        let recipients = self.repository.open(global).ok()?.keys().recipients().ok()?;
+        let recipients: Vec<_> = recipients.iter().map(ToString::to_string).collect();
+        let recipients = Some(recipients.join(", ")).filter(|names| !names.is_empty())?;
+        Some(match &self.key {
+            Some(path) => {
+                format!("cannot decrypt with the key {}: the repository is for {recipients}", path.display())
+            }
+            None => format!("cannot decrypt: give the secret key (--key or BRACKFS_KEY_FILE) of {recipients}"),
+        })
     }
 
     /// The cache of session keys from gpg, if it may be used.
@@ -250,24 +279,30 @@ fn owners(state: &RepositoryState, keys: &Keys<'_>, monitor: &dyn Monitor) -> Re
 fn unlock_any(owners: Vec<SecretKey>) -> Result<Opener> {
     let (locked, mut open): (Vec<_>, Vec<_>) = owners.into_iter().partition(SecretKey::is_locked);
     if !locked.is_empty() {
-        let passphrase = passphrase("Passphrase for the key in the repository: ")?;
-        let (mut unlocked, mut failed) = (Vec::new(), None);
-        for key in locked {
-            match key.unlock(&passphrase) {
-                Ok(key) => unlocked.push(key),
-                // An added key that needs too much memory must not hide that the passphrase is wrong.
-                Err(error) if failed.is_none() || matches!(error, crate::crypt::Error::WrongPassphrase { .. }) => {
-                    failed = Some(error);
-                }
-                Err(_) => {}
-            }
-        }
-        if let (true, Some(error)) = (unlocked.is_empty(), failed) {
-            return Err(error).context("cannot unlock the key in the repository");
-        }
-        open.extend(unlocked);
+        open.extend(unlock("Passphrase for the key in the repository: ", |passphrase| {
+            unlock_with(&locked, passphrase)
+        })?);
     }
     Ok(Opener::with_any(open)?)
+}
+
+/// The keys that the passphrase unlocks, at least one.
+fn unlock_with(locked: &[SecretKey], passphrase: &Passphrase) -> Result<Vec<SecretKey>> {
+    let (mut unlocked, mut failed) = (Vec::new(), None);
+    for key in locked {
+        match key.clone().unlock(passphrase) {
+            Ok(key) => unlocked.push(key),
+            // An added key that needs too much memory must not hide that the passphrase is wrong.
+            Err(error) if failed.is_none() || matches!(error, crypt::Error::WrongPassphrase { .. }) => {
+                failed = Some(error);
+            }
+            Err(_) => {}
+        }
+    }
+    match (unlocked.is_empty(), failed) {
+        (true, Some(error)) => Err(error).context("cannot unlock the key in the repository"),
+        _ => Ok(unlocked),
+    }
 }
 
 /// Whether to trust the host key found in the repository if no host key is known.
@@ -384,7 +419,29 @@ impl Signers<'_> {
 
 /// Finds the snapshot that a selector names. Candidates that do not verify are reported and skipped.
 pub(super) fn select(archive: &dyn Archive, selector: &Selector, monitor: &dyn Monitor) -> Result<Arc<OpenSnapshot>> {
-    Ok(archive.select(selector, &mut |name, error| {
-        monitor.note(&format!("skipping {}: {error}", name.object()));
-    })?)
+    let Selected { snapshot, sources } = archive.select(selector, &mut |name, error| {
+        let (object, error) = (name.object(), error.to_string());
+        let why = error.strip_prefix(&format!("{object}: ")).unwrap_or(&error);
+        monitor.note(&format!("skipping {object}: {why}"));
+    })?;
+    let name = &snapshot.name;
+    if selector.is_latest_of_all() && sources > 1 {
+        monitor.note(&format!(
+            "latest is snapshot {} of {source} ({}); there are {sources} sources, and {source}/latest names one",
+            name.id.short(),
+            show::local_name_time(&name.time),
+            source = snapshot.source
+        ));
+    }
+    if selector.is_time_without_zone()
+        && !selector.is_id_of(name)
+        && show::local_name_time(&name.time) != name_time(&name.time)
+    {
+        monitor.note(&format!(
+            "{selector} is UTC, since it has no offset: it is snapshot {} of {}",
+            name.id.short(),
+            show::local_name_time(&name.time)
+        ));
+    }
+    Ok(snapshot)
 }

@@ -1,19 +1,21 @@
 //! `brackfs recipients`
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::json;
 
+use super::exit;
 use super::global::Global;
 use super::output;
 use super::repository_arg::RepositoryArg;
 use super::show::rfc3339_of;
 use super::signals::stop_on_signals;
 use crate::catalog::Catalog;
-use crate::crypt::Certificate;
+use crate::crypt::{self, Certificate};
 use crate::inventory::{Inventory, host_access, host_key};
 use crate::quantity::parse_duration;
 use crate::session::{self, Priority};
@@ -89,10 +91,10 @@ fn list(args: &ListArgs, global: &Global) -> Result<ExitCode> {
     let repository = args.repository.open(global)?;
     let state = RepositoryState::new(&global.state()?, repository.id());
     let catalog = Catalog::view(&state.catalog_path(), repository.id())?;
-    let mut is_fit = true;
+    let mut unfit = 0;
     for recipient in &catalog.trust().recipients {
         let (fingerprint, problem) = (recipient.fingerprint().to_string(), recipient.check_recipient().err());
-        is_fit &= problem.is_none();
+        unfit += u64::from(problem.is_some());
         let problem = problem.map(|problem| problem.to_string());
         if args.json {
             output::result(json!({
@@ -113,7 +115,7 @@ fn list(args: &ListArgs, global: &Global) -> Result<ExitCode> {
     if catalog.trust().recipients.is_empty() && !args.json && !global.quiet {
         output::message("the repository is not encrypted, so it has no recipients");
     }
-    Ok(if is_fit { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    exit::of_problems(unfit)
 }
 
 fn update(args: &UpdateArgs, global: &Global) -> Result<ExitCode> {
@@ -154,6 +156,17 @@ fn until(certificate: &Certificate) -> String {
 
 /// Reads a certificate, or the public part of a key, from a file.
 pub(super) fn read_certificate(path: &Path) -> Result<Certificate> {
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read the certificate {}", path.display()))?;
-    Certificate::parse(&bytes).with_context(|| format!("cannot use the certificate {}", path.display()))
+    let shown = path.display();
+    let bytes = std::fs::read(path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => anyhow::anyhow!(
+            "cannot read the certificate {shown}: there is no such file; to get it from gpg: gpg --export {shown} > FILE"
+        ),
+        _ => anyhow::Error::new(error).context(format!("cannot read the certificate {shown}")),
+    })?;
+    Certificate::parse(&bytes).map_err(|error| match error {
+        crypt::Error::NotAKey { .. } => anyhow::anyhow!(
+            "cannot use the certificate {shown}: it holds no OpenPGP certificate; give a file such as owner.key.pub"
+        ),
+        error => anyhow::Error::new(error).context(format!("cannot use the certificate {shown}")),
+    })
 }

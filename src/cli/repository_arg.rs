@@ -45,6 +45,7 @@ pub(super) struct RepositoryArg {
     /// as in `brackfs ls @NAME`, is short for --repo NAME.
     #[arg(
         long = "repo",
+        short_alias = 'r',
         env = "BRACKFS_REPOSITORY",
         hide_env_values = true,
         value_name = "REPO",

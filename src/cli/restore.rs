@@ -46,14 +46,14 @@ Examples:
   brackfs restore latest --repo /backup --to /mnt/new --include '*.conf' --dry-run -v")]
 pub(super) struct Args {
     #[command(flatten)]
-    reader: ReaderArgs,
+    pub(super) reader: ReaderArgs,
     #[command(flatten)]
     disk: DiskCacheArgs,
     /// Restore this snapshot, or this file or directory in it
     #[arg(value_name = "SNAP[:PATH]")]
     what: OsString,
     /// Restore into this directory, which is created if it does not exist
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, alias = "target", value_name = "DIR")]
     to: PathBuf,
     /// Restore only entries that match GLOB, as in a .gitignore in DIR, and entries below them (repeatable)
     #[arg(long, value_name = "GLOB")]

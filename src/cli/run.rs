@@ -183,7 +183,8 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     };
     tell("start", None);
     let rows = job.run(&environment);
-    let code = worst(rows.iter().filter_map(|row| row.outcome.failure())).map_or(0, exit::code);
+    let worst = worst(rows.iter().filter_map(|row| row.outcome.failure()));
+    let code = worst.map_or(0, exit::code);
     if let Some(journal) = journal.as_ref().filter(|_| !args.dry_run) {
         if let Err(error) = journal.end_run(code) {
             monitor.note(&error.to_string());
@@ -205,7 +206,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         lines(&rows).iter().for_each(output::message);
     }
     systemd::set_status(&in_one_line(&rows, begun.elapsed()));
-    Ok(ExitCode::from(code))
+    exit::of_steps(worst)
 }
 
 /// Writes the steps that did not go well, and one line about all of them.

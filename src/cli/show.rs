@@ -4,7 +4,9 @@ use std::borrow::Cow;
 use std::io::IsTerminal;
 use std::time::{Duration, SystemTime};
 
-use crate::format::{Kind, Timestamp};
+use jiff::tz::{Offset, TimeZone};
+
+use crate::format::{Kind, Timestamp, name};
 
 /// Escapes control characters, which could send commands to the terminal or disguise a name.
 pub(super) fn printable(text: &str) -> Cow<'_, str> {
@@ -100,6 +102,22 @@ pub(super) fn rfc3339_of(time: SystemTime) -> String {
 pub(super) fn rfc3339(time: Timestamp) -> String {
     let shown = jiff::Timestamp::from_second(time.seconds).ok().filter(|_| time.seconds >= YEAR_0);
     shown.map_or_else(|| format!("@{}", time.seconds), |time| time.to_string())
+}
+
+/// A time in RFC 3339, in whole seconds of the local time zone, with its offset. Other times as in [`rfc3339`].
+pub(super) fn local(time: Timestamp) -> String {
+    let utc = rfc3339(time);
+    let local = jiff::Timestamp::from_second(time.seconds).ok().filter(|_| !utc.starts_with('@'));
+    match local.map(|time| time.to_zoned(TimeZone::system())).filter(|local| local.offset() != Offset::UTC) {
+        Some(local) => local.strftime("%Y-%m-%dT%H:%M:%S%:z").to_string(),
+        None => utc,
+    }
+}
+
+/// The time in a snapshot's name, as [`local`] shows it.
+pub(super) fn local_name_time(name: &str) -> String {
+    let seconds = name::parse_time(name);
+    seconds.map_or_else(|| name_time(name), |seconds| local(Timestamp { seconds, nanos: 0 }))
 }
 
 /// The first second of the year 0.

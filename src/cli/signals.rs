@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use super::{exit, output};
+use super::{exit, output, terminal};
 use crate::failure::FailureKind;
 use crate::storage::Interrupt;
 
@@ -70,6 +70,9 @@ fn stop_within(grace: Duration) -> Result<Arc<AtomicBool>> {
     }
     let end = move || {
         if waiting.read_exact(&mut [0]).is_ok() {
+            if terminal::is_interactive() {
+                terminal::announce("stopping…");
+            }
             interrupt().set();
             thread::sleep(grace);
             let seconds = grace.as_secs();

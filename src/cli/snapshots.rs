@@ -6,11 +6,12 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::exit::Usage;
+use super::exit::{self, Usage};
 use super::global::Global;
+use super::output;
 use super::reader_args::{FirstUse, ReaderArgs, SMALL_CACHE};
 use super::repository_arg::Use;
-use super::show::{self, name_time, size};
+use super::show::{self, local_name_time, name_time, size};
 use super::signals::end_on_signals;
 use crate::archive::Archive;
 use crate::catalog::{Catalog, Presence, SnapshotRow};
@@ -27,13 +28,13 @@ use crate::state::RepositoryState;
 /// On the machine that is backed up, the snapshots are listed from the catalog, and no key is needed. With --key, and on other
 /// machines, they are read from the repository and verified.
 ///
-/// A line has the beginning of the id, the time at which the backup began (UTC), the source, the number of files, their size,
+/// A line has the beginning of the id, the time at which the backup began (in the local time zone), the source, the number of files, their size,
 /// the paths, the tags, and the word held if it is held. Snapshots are listed in the order in which they were made, even if
 /// the clock was wrong.
 ///
 /// Other commands accept as SNAP: latest; the beginning of an id; or a time as listed here, or the beginning of one, such as
-/// 2026-11-20, 2026-11-20T14:52 or '2026-11-20 14:52:01Z', in UTC unless it has an offset such as +01:00. With SOURCE/ in
-/// front, only snapshots of that source count. If several snapshots match a time, the newest is used.
+/// 2026-11-20, 2026-11-20T14:52 or 2026-11-20T15:52+01:00. A time without an offset is in UTC. With SOURCE/ in front, only
+/// snapshots of that source count. If several snapshots match a time, the newest is used.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -41,7 +42,7 @@ Examples:
   brackfs snapshots --repo /backup --key owner.key --json")]
 pub(super) struct Args {
     #[command(flatten)]
-    reader: ReaderArgs,
+    pub(super) reader: ReaderArgs,
     /// List only snapshots of this source
     #[arg(long, value_name = "NAME")]
     source: Option<String>,
@@ -61,6 +62,7 @@ pub(super) struct Args {
 /// A snapshot as it is listed.
 struct ListedSnapshot {
     id: String,
+    /// As in its name.
     time: String,
     source: String,
     labels: Labels,
@@ -92,13 +94,13 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         from_repository(&reader, &monitor, &mut problems)?
     };
     lines.retain(|line| args.source.as_ref().is_none_or(|source| *source == line.source));
-    let mut out = std::io::stdout().lock();
+    let mut out = output::stdout();
     if args.json {
         writeln!(out, "{}", show::json(&Value::Array(lines.iter().map(ListedSnapshot::json).collect())))?;
     } else {
         lines.iter().try_for_each(|line| writeln!(out, "{}", line.text()))?;
     }
-    Ok(if problems > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    exit::of_problems(problems)
 }
 
 fn from_repository(reader: &Reader, monitor: &dyn Monitor, problems: &mut u64) -> Result<Vec<ListedSnapshot>> {
@@ -135,7 +137,7 @@ impl From<SnapshotRow> for ListedSnapshot {
     fn from(row: SnapshotRow) -> Self {
         ListedSnapshot {
             id: row.name.id.to_string(),
-            time: name_time(&row.name.time),
+            time: row.name.time,
             source: row.source,
             labels: row.labels,
             files: row.files,
@@ -150,7 +152,7 @@ impl From<&Snapshot> for ListedSnapshot {
     fn from(snapshot: &Snapshot) -> Self {
         ListedSnapshot {
             id: snapshot.name.id.to_string(),
-            time: name_time(&snapshot.name.time),
+            time: snapshot.name.time.clone(),
             source: snapshot.source.clone(),
             labels: Labels { host: snapshot.host.clone(), paths: snapshot.paths.clone(), tags: snapshot.tags.clone() },
             files: snapshot.statistics.files,
@@ -165,7 +167,7 @@ impl ListedSnapshot {
     fn json(&self) -> Value {
         json!({
             "id": self.id,
-            "time": self.time,
+            "time": name_time(&self.time),
             "source": self.source,
             "host": self.labels.host,
             "paths": self.labels.paths.iter().map(|path| text(path)).collect::<Vec<_>>(),
@@ -186,7 +188,7 @@ impl ListedSnapshot {
         let labels = format!("{}{tags}{held}", show::shown(&paths));
         format!(
             "{short}  {}  {:<12}  {:>15}  {:>9}  {labels}",
-            self.time,
+            local_name_time(&self.time),
             show::shown(&self.source),
             count(self.files, "file", "files"),
             size(self.bytes),

@@ -8,8 +8,9 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::global::Global;
+use super::output;
 use super::repository_arg::RepositoryArg;
-use super::show::{self, name_time, size};
+use super::show::{self, local_name_time, name_time, size};
 use super::signals::end_on_signals;
 use crate::catalog::{Catalog, Presence, SnapshotRow, UsedSizes};
 use crate::state::RepositoryState;
@@ -54,7 +55,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let total = rows.iter().map(|row| row.bytes).fold(0, u64::saturating_add);
     rows.retain(|row| wanted(&row.source));
     let sources: BTreeMap<_, _> = sizes.by_source.iter().filter(|(source, _)| wanted(source)).collect();
-    let mut out = std::io::stdout().lock();
+    let mut out = output::stdout();
     if args.json {
         let object = json!({
             "message_type": "summary",
@@ -69,14 +70,15 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     if !rows.is_empty() {
-        writeln!(out, "snapshot  time                  source              files      added     unique")?;
+        let width = rows.first().map_or(0, |row| local_name_time(&row.name.time).len());
+        writeln!(out, "snapshot  {:<width$}  source              files      added     unique", "time")?;
     }
     for row in &rows {
         writeln!(
             out,
             "{}  {}  {:<12}  {:>10}  {:>9}  {:>9}",
             row.name.id.short(),
-            name_time(&row.name.time),
+            local_name_time(&row.name.time),
             show::shown(&row.source),
             size(row.bytes),
             size(row.stored_bytes),

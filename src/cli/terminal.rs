@@ -2,12 +2,14 @@
 
 use std::io::IsTerminal;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
+use super::object_names::shortened;
 use super::output::{self, Priority};
 use super::progress::Status;
 use super::show::{self, printable};
@@ -25,6 +27,8 @@ const JSON_INTERVAL: Duration = Duration::from_secs(1);
 const STATUS_INTERVAL: Duration = Duration::from_secs(3);
 /// Width of a terminal that does not report it.
 const COLUMNS: usize = 80;
+/// The number of problems of a run that are shown without --verbose.
+const SHOWN_PROBLEMS: u64 = 20;
 
 /// The view of the run whose progress is shown, which messages must not tear.
 static SHOWN: Mutex<Weak<View>> = Mutex::new(Weak::new());
@@ -32,11 +36,16 @@ static SHOWN: Mutex<Weak<View>> = Mutex::new(Weak::new());
 /// Writes a message to standard error, above the progress line if there is one.
 pub(super) fn announce(message: &str) {
     let shown = SHOWN.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
-    let line = printable(&format!("brackfs: {}", worded(message))).into_owned();
     match shown {
-        Some(view) => view.message(Priority::Warning, &line),
-        None => output::warning(line),
+        Some(view) => view.note(message),
+        None => output::warning(printable(&format!("brackfs: {}", words(message, false)))),
     }
+}
+
+/// A message without numbers of system errors and, unless `whole`, without names of objects.
+pub(super) fn words(message: &str, whole: bool) -> String {
+    let message = worded(message);
+    if whole { message.into_owned() } else { shortened(&message) }
 }
 
 /// Whether standard error is a terminal.
@@ -50,12 +59,20 @@ pub(super) struct Terminal {
     verbose: bool,
     view: Arc<View>,
     ticker: Mutex<Option<Ticker>>,
+    /// Whether the run has begun, which then reports the problems that were not shown.
+    is_started: AtomicBool,
+    /// The number of problems outside of lost objects.
+    problems: AtomicU64,
+    /// The number of entries that need lost objects and were not shown.
+    hidden: AtomicU64,
 }
 
 /// The parts that the reporter thread shares.
 struct View {
     json: bool,
     quiet: bool,
+    /// Whether names of objects are shown whole.
+    whole: bool,
     bar: ProgressBar,
     progress: Progress,
     /// When the service manager was told about the progress.
@@ -73,8 +90,23 @@ impl Terminal {
         if let Ok(style) = ProgressStyle::with_template("{wide_msg}") {
             bar.set_style(style);
         }
-        let view = Arc::new(View { json, quiet, bar, progress: Progress::default(), told: Mutex::new(None) });
-        Terminal { quiet, verbose, view, ticker: Mutex::new(None) }
+        let view = Arc::new(View {
+            json,
+            quiet,
+            whole: json || verbose,
+            bar,
+            progress: Progress::default(),
+            told: Mutex::new(None),
+        });
+        Terminal {
+            quiet,
+            verbose,
+            view,
+            ticker: Mutex::new(None),
+            is_started: AtomicBool::new(false),
+            problems: AtomicU64::new(0),
+            hidden: AtomicU64::new(0),
+        }
     }
 
     /// Starts to show progress and to answer SIGUSR1. If no thread can be started, the run goes on without.
@@ -85,17 +117,28 @@ impl Terminal {
             _ => systemd::takes_status().then_some(STATUS_INTERVAL),
         };
         *SHOWN.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&self.view);
+        self.is_started.store(true, Ordering::Relaxed);
         let (view, started) = (self.view.clone(), Instant::now());
         let ticker = Ticker::start(interval, move |tick| view.show(&tick, started.elapsed()));
         *self.ticker.lock().unwrap_or_else(PoisonError::into_inner) = ticker.ok();
     }
 
-    /// Ends what `start` began, and clears the progress line.
+    /// Ends what `start` began, clears the progress line, and says how many problems were not shown.
     pub(super) fn finish(&self) {
         if let Some(ticker) = self.ticker.lock().unwrap_or_else(PoisonError::into_inner).take() {
             ticker.stop();
         }
         self.view.bar.finish_and_clear();
+        self.is_started.store(false, Ordering::Relaxed);
+        match self.problems.swap(0, Ordering::Relaxed).saturating_sub(SHOWN_PROBLEMS) {
+            0 => {}
+            _ if self.view.whole => {}
+            more => self.view.message(Priority::Warning, &format!("brackfs: and {more} more: -v shows all")),
+        }
+        match self.hidden.swap(0, Ordering::Relaxed) {
+            0 => {}
+            _ => self.view.message(Priority::Warning, "brackfs: -v lists the files that need lost packs"),
+        }
     }
 }
 
@@ -111,6 +154,15 @@ impl View {
         if systemd::takes_status() && told.is_none_or(|told| told.elapsed() >= STATUS_INTERVAL) {
             systemd::set_status(&status.brief());
             *told = Some(Instant::now());
+        }
+    }
+
+    fn note(&self, message: &str) {
+        let message = words(message, self.whole);
+        if self.json {
+            self.message(Priority::Warning, &show::json(&json!({ "message_type": "note", "message": message })));
+        } else {
+            self.message(Priority::Warning, &printable(&format!("brackfs: {message}")));
         }
     }
 
@@ -135,22 +187,36 @@ impl View {
 
 impl Monitor for Terminal {
     fn problem(&self, path: &Path, message: &str) {
-        let message = &*worded(message);
-        let shown = path.to_string_lossy();
-        if self.view.json {
-            let object = json!({ "message_type": "error", "path": shown, "message": message });
-            self.view.message(Priority::Warning, &show::json(&object));
-        } else if message.contains(&*shown) {
-            // The message names the path already.
-            self.view.message(Priority::Warning, &format!("brackfs: {}", printable(message)));
+        let view = &self.view;
+        let message = words(message, view.whole);
+        if view.json {
+            let object = json!({ "message_type": "error", "path": path.to_string_lossy(), "message": message });
+            view.message(Priority::Warning, &show::json(&object));
+            return;
+        }
+        let earlier =
+            if self.is_started.load(Ordering::Relaxed) { self.problems.fetch_add(1, Ordering::Relaxed) } else { 0 };
+        if earlier >= SHOWN_PROBLEMS && !view.whole {
+            return;
+        }
+        let path = words(&path.to_string_lossy(), view.whole);
+        // The message may name the path already.
+        let text =
+            if message.contains(&path) { format!("brackfs: {message}") } else { format!("brackfs: {path}: {message}") };
+        view.message(Priority::Warning, &printable(&text));
+    }
+
+    fn problem_of(&self, _object: &str, path: &Path, message: &str) {
+        if self.view.whole {
+            self.problem(path, message);
         } else {
-            self.view.message(Priority::Warning, &printable(&format!("brackfs: {shown}: {message}")));
+            self.hidden.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     fn note(&self, message: &str) {
         if !self.quiet {
-            self.view.message(Priority::Warning, &printable(&format!("brackfs: {}", worded(message))));
+            self.view.note(message);
         }
     }
 

@@ -9,9 +9,11 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::entry;
+use super::exit;
 use super::global::Global;
+use super::output;
 use super::reader_args::{DiskCacheArgs, DiskCaching, ReaderArgs, SMALL_CACHE};
-use super::show::{self, name_time, rfc3339, size};
+use super::show::{self, local, local_name_time, name_time, size};
 use super::signals::end_on_signals;
 use crate::archive::EntryHandle;
 use crate::format::name::SnapshotName;
@@ -37,7 +39,7 @@ Examples:
   brackfs versions alice/notes.txt --source home --repo /backup --key owner.key")]
 pub(super) struct Args {
     #[command(flatten)]
-    reader: ReaderArgs,
+    pub(super) reader: ReaderArgs,
     #[command(flatten)]
     disk: DiskCacheArgs,
     /// Show the versions of this file or directory
@@ -62,18 +64,18 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     end_on_signals()?;
     let path = args.path.as_bytes();
     // Unbuffered, since the search for the next version can take long.
-    let mut out = std::io::stdout().lock();
+    let mut out = output::stdout();
     let mut print = |stretch: &VersionSpan| {
         if args.json { writeln!(out, "{}", show::json(&as_json(stretch, path))) } else { write_line(stretch, &mut out) }
     };
     let problems = versions(&*archive, path, args.source.as_deref(), &monitor, &mut print)?;
-    Ok(if problems > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    exit::of_problems(problems)
 }
 
 fn write_line(stretch: &VersionSpan, out: &mut dyn Write) -> std::io::Result<()> {
     let VersionSpan { newest, oldest, snapshots, source, version } = stretch;
     let source = show::shown(source);
-    write!(out, "{}  {}  {source:<12}  ", newest.id.short(), name_time(&newest.time))?;
+    write!(out, "{}  {}  {source:<12}  ", newest.id.short(), local_name_time(&newest.time))?;
     match version {
         Some(version) => {
             let entry = version.entry();
@@ -82,13 +84,13 @@ fn write_line(stretch: &VersionSpan, out: &mut dyn Write) -> std::io::Result<()>
                 other => show::kind(other).to_owned(),
             };
             let digest = digest(version).map(|digest| digest.to_string()).unwrap_or_default();
-            write!(out, "{size:>9}  {:<20}  {digest:<16.16}  ", rfc3339(entry.mtime))?;
+            write!(out, "{size:>9}  {:<20}  {digest:<16.16}  ", local(entry.mtime))?;
         }
         None => write!(out, "{:>9}  {:<20}  {:<16}  ", "missing", "", "")?,
     }
     match snapshots {
         1 => write!(out, "1 snapshot")?,
-        many => write!(out, "{many} snapshots since {} ({})", name_time(&oldest.time), oldest.id.short())?,
+        many => write!(out, "{many} snapshots since {} ({})", local_name_time(&oldest.time), oldest.id.short())?,
     }
     if let Some(version) = version {
         entry::write_suffix(out, &version.entry())?;

@@ -18,7 +18,7 @@ pub enum Error {
     #[error("no snapshot of a source called {0}")]
     NoSource(String),
     /// No snapshot contains this path.
-    #[error("no snapshot has {0}")]
+    #[error("no snapshot has {0}; `brackfs find` searches for names in all snapshots")]
     Nowhere(String),
     /// Neither of two snapshots contains this path.
     #[error("neither snapshot has {0}")]

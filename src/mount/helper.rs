@@ -62,7 +62,10 @@ fn receive(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
 
 fn missing(error: io::Error) -> io::Error {
     match error.kind() {
-        io::ErrorKind::NotFound => io::Error::new(io::ErrorKind::NotFound, format!("{PROGRAM} was not found")),
+        io::ErrorKind::NotFound => io::Error::new(
+            io::ErrorKind::NotFound,
+            format!("{PROGRAM} is missing, which mounts for users other than root; install the package fuse3"),
+        ),
         kind => io::Error::new(kind, format!("cannot run {PROGRAM}: {error}")),
     }
 }

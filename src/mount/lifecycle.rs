@@ -61,7 +61,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The path to unmount is not the mount point of a brackfs mount.
-    #[error("{path} is not a mount of brackfs")]
+    #[error("cannot unmount {path}: it is not a brackfs mount; findmnt -t fuse.brackfs lists them")]
     NotMounted {
         /// The path given.
         path: PathBuf,
@@ -235,7 +235,7 @@ fn is_dead(place: &MountPoint) -> bool {
 
 fn unfit(path: &Path, error: &io::Error) -> Error {
     let why = match error.kind() {
-        io::ErrorKind::NotFound => "there is no such directory".to_owned(),
+        io::ErrorKind::NotFound => "there is no such directory; make it first".to_owned(),
         io::ErrorKind::NotConnected => "a mount is there whose program has exited; unmount it first".to_owned(),
         _ => error.to_string(),
     };
@@ -298,7 +298,10 @@ fn serve(
 
 fn refused(path: &Path, source: io::Error, options: &Options) -> Error {
     let hint = match source.kind() {
-        io::ErrorKind::NotFound => "; is fuse3 installed, and is there a /dev/fuse?",
+        // Of the device; a missing fusermount3 has a message of its own.
+        io::ErrorKind::NotFound if rustix::process::geteuid().is_root() => {
+            "; /dev/fuse is missing: load the kernel module (modprobe fuse), or pass the device into the container"
+        }
         io::ErrorKind::PermissionDenied if options.allow_other => {
             "; --allow-other needs root, or user_allow_other in /etc/fuse.conf"
         }

@@ -104,7 +104,9 @@ impl Options {
                 OptionEffect::Without(flag) => read.flags -= flag,
                 OptionEffect::Word => read.words.push(option.clone()),
                 OptionEffect::AllowOther => read.allow_other = true,
-                OptionEffect::Unknown => return Err(format!("unknown option {option}")),
+                OptionEffect::Unknown => {
+                    return Err(format!("unknown mount option {option}; `brackfs mount --help` lists those that work"));
+                }
             }
         }
         Ok(read)

@@ -32,6 +32,14 @@ pub enum Error {
         /// Offset of the chunk in the decoded block, in bytes.
         start: u32,
     },
+    /// The pack of a chunk is missing or too short, according to a listing.
+    #[error("its data is lost: pack {pack} {why}")]
+    Pack {
+        /// The pack.
+        pack: format::PackId,
+        /// What is wrong, without a subject.
+        why: String,
+    },
     /// A tree node that verified is malformed or contradicts its parent.
     #[error("a tree node is not valid: {0}")]
     Tree(String),
@@ -92,6 +100,15 @@ impl Error {
         }
     }
 
+    /// Returns the pack that is lost or damaged, if that is the error.
+    pub fn lost_pack(&self) -> Option<format::PackId> {
+        match self {
+            Error::Block { pack, .. } | Error::Chunk { pack, .. } if self.is_lost() => Some(*pack),
+            Error::Pack { pack, .. } => Some(*pack),
+            _ => None,
+        }
+    }
+
     /// Whether an object is missing: a document, or the pack of a block.
     pub fn is_absent(&self) -> bool {
         match self {
@@ -118,6 +135,10 @@ impl Failure for Error {
             },
             _ => FailureKind::Failed,
         }
+    }
+
+    fn lost_object(&self) -> Option<String> {
+        self.lost_pack().map(format::name::pack)
     }
 }
 

@@ -80,9 +80,10 @@ pub(super) fn read(target: &Target) -> Result<RepositoryIdentity, Error> {
 
 fn read_object(target: &Target, object: &'static str) -> Result<ParsedDescription, Error> {
     let bytes = target.get(object, DESCRIPTION_SIZE).map_err(|e| match e.kind {
-        ErrorKind::NotFound => {
-            Error::Missing { location: target.location().to_owned(), why: format!("{object} does not exist") }
-        }
+        ErrorKind::NotFound => Error::Missing {
+            location: target.location().to_owned(),
+            why: format!("it has no {object} (is its disk mounted?)"),
+        },
         _ => Error::Target(e),
     })?;
     parse(&bytes).map_err(|why| Error::Description { location: target.location().to_owned(), object, why })

@@ -9,7 +9,7 @@ use crate::storage;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is no repository at the location.
-    #[error("no repository at {location}: {why}")]
+    #[error("no repository at {location}: {why}; `brackfs init {location}` makes one")]
     Missing {
         /// The location as it was given.
         location: String,
@@ -83,7 +83,7 @@ pub enum Error {
         object: String,
     },
     /// An object is signed by an unknown key.
-    #[error("{object} is signed by the unknown key {signer}; if you trust this key, use --signer {signer}")]
+    #[error("{object} is signed by the unknown key {signer}; if you trust this key, give it with --signer")]
     UnknownSigner {
         /// The object's name.
         object: String,

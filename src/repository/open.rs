@@ -34,7 +34,8 @@ impl Repository {
     ) -> Result<Self, Error> {
         let missing = |why: String| Error::Missing { location: location.to_string(), why };
         let target = Target::open(location).map_err(|e| match e.kind {
-            ErrorKind::NotFound => missing(e.to_string()),
+            ErrorKind::NotFound if location.is_remote() => missing(e.to_string()),
+            ErrorKind::NotFound => missing("there is no such directory (is its disk mounted?)".to_owned()),
             _ => Error::Target(e),
         })?;
         let target = target.wrapped(wrap);

@@ -34,6 +34,7 @@ mod temporary;
 mod worker;
 mod write;
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -49,7 +50,7 @@ pub use options::{Conflict, Options};
 use crate::archive::{self, Archive, EntryHandle, EntryRef, SnapshotDirectory, TreeWalk, WalkStep, first_names};
 use crate::failure::{Failure, FailureKind};
 use crate::format::Kind;
-use crate::monitor::Monitor;
+use crate::monitor::{Monitor, count};
 use links::{HardLinks, LinkRole};
 use mark::Marks;
 use metadata::MetadataWriter;
@@ -162,9 +163,11 @@ pub fn restore(
         links: HardLinks::default(),
         marks,
         leftovers: AtomicU64::new(0),
+        lost: Mutex::default(),
         failed: Mutex::new(None),
     };
     let result = run.run_workers(from, Arc::new(OutputDirectory::top(from.clone(), top, wanted)));
+    run.lost_objects();
     if let Some(error) = run.failed().take() {
         return Err(error);
     }
@@ -254,6 +257,8 @@ struct Restorer<'a> {
     marks: Marks,
     /// The number of temporary files of interrupted restores that this one removed.
     leftovers: AtomicU64,
+    /// Objects that are lost or damaged, with the number of entries that need them.
+    lost: Mutex<BTreeMap<String, u64>>,
     /// The first fatal error.
     failed: Mutex<Option<Error>>,
 }
@@ -322,6 +327,7 @@ impl Restorer<'_> {
                 }
                 WalkStep::Failed(error) if walk.depth() == 1 => return Err(error.into()),
                 WalkStep::Failed(error) => {
+                    self.note_lost(&error);
                     self.problem(&path, &format!("cannot restore all of this directory: {error}"));
                 }
                 WalkStep::Leave => {
@@ -474,6 +480,21 @@ impl Restorer<'_> {
             folder
                 .finish(self.archive, &self.metadata, &self.marks, self.replace(), |path, why| self.problem(path, why));
             next = folder.above.take();
+        }
+    }
+
+    /// Counts an entry that needs a lost object.
+    fn note_lost(&self, error: &archive::Error) {
+        if let Some(object) = error.lost_object() {
+            *self.lost.lock().unwrap_or_else(PoisonError::into_inner).entry(object).or_default() += 1;
+        }
+    }
+
+    /// Reports the lost objects.
+    fn lost_objects(&self) {
+        for (object, entries) in std::mem::take(&mut *self.lost.lock().unwrap_or_else(PoisonError::into_inner)) {
+            let entries = count(entries, "entry is", "entries are");
+            self.monitor.note(&format!("{object} is missing or damaged: {entries} not restored completely"));
         }
     }
 

@@ -63,7 +63,7 @@ pub(super) fn make_top(path: &Path, take: bool, marks: &Marks) -> io::Result<Ope
 
 /// The error for an existing file in place of a directory.
 pub(super) fn blocked() -> io::Error {
-    io::Error::other("a file with its name exists")
+    io::Error::other("a file with its name exists; choose another directory, or move the file away")
 }
 
 impl OutputDirectory {

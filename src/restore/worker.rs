@@ -121,6 +121,9 @@ impl Restorer<'_> {
             EntryError::Io(e) if is_full(&e) => Err(Error::Full { path: self.to.join(path) }),
             EntryError::Stopped => Err(Error::Interrupted),
             error => {
+                if let EntryError::Archive(error) = &error {
+                    self.note_lost(error);
+                }
                 self.problem(path, &error.to_string());
                 Ok(())
             }

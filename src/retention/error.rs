@@ -49,11 +49,11 @@ pub enum ForgetError {
     /// The catalog failed.
     #[error(transparent)]
     Catalog(#[from] catalog::Error),
-    /// No snapshot fits this name.
-    #[error("no snapshot is named {0}; `brackfs snapshots` lists them")]
+    /// No snapshot fits a name; the message.
+    #[error("{0}")]
     NoSnapshot(String),
-    /// Several ids begin with this.
-    #[error("several snapshots have an id that begins with {0}; write more of it")]
+    /// Several ids begin with a name; the message.
+    #[error("{0}")]
     Ambiguous(String),
     /// A named snapshot is held.
     #[error(

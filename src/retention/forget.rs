@@ -236,9 +236,12 @@ fn named_row<'r>(selector: &Selector, rows: &'r [SnapshotRow]) -> Result<&'r Sna
     let with_id: Vec<_> = of_source().filter(|row| selector.is_id_of(&row.name)).collect();
     let fits = |row: &&SnapshotRow| row.presence == Presence::There && selector.means(&row.name);
     match with_id.as_slice() {
-        [] => of_source().rfind(fits).ok_or_else(|| ForgetError::NoSnapshot(selector.to_string())),
+        [] => of_source().rfind(fits).ok_or_else(|| ForgetError::NoSnapshot(selector.not_found())),
         [one] => Ok(one),
-        _ => Err(ForgetError::Ambiguous(selector.snapshot.clone())),
+        several => {
+            let names: Vec<_> = several.iter().map(|row| &row.name).collect();
+            Err(ForgetError::Ambiguous(selector.ambiguous(&names)))
+        }
     }
 }
 

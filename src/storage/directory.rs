@@ -170,6 +170,8 @@ impl DirectoryStorage {
             {
                 error.unavailable()
             }
+            // Which disk is full.
+            ErrorKind::Full => error.at(&self.root.path().display().to_string()),
             _ => error,
         }
     }

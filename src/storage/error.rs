@@ -112,6 +112,11 @@ impl Error {
         Error::new(ErrorKind::TooLarge, "read", object, why)
     }
 
+    /// The same error, with the place where it occurred.
+    pub(super) fn at(self, place: &str) -> Self {
+        Error { why: format!("{place}: {}", self.why), ..self }
+    }
+
     /// The same error of the kind [`ErrorKind::Unavailable`].
     pub(super) fn unavailable(self) -> Self {
         Error { kind: ErrorKind::Unavailable, ..self }

@@ -158,10 +158,7 @@ fn refusal(place: &str, text: &str) -> String {
         _ if place.is_empty() => "a path that begins with ./".to_owned(),
         _ => format!("./{text}"),
     };
-    format!(
-        "this looks like a server or a service in the notation of another program: {help}. For a local directory of this \
-         name, write {shown}"
-    )
+    format!("this looks like a server or a service: {help}; for a local directory of this name, write {shown}")
 }
 
 impl From<&Path> for Location {

@@ -5,10 +5,11 @@
 //! BRACKFS_RENEW=1 cargo test --test manuals
 //! ```
 //!
-//! Pages of sections 5, 7 and 8 are written by hand. The tests of layout, references and examples cover them too.
+//! brackfs-json(5) is generated from `schemas/` by [`json`]. The other pages of sections 5, 7 and 8 are written by hand. The tests of layout, references and examples cover them too.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
+mod json;
 mod page;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -59,6 +60,18 @@ fn committed_pages_match_the_definition() {
 }
 
 #[test]
+fn the_page_of_json_matches_the_schemas() {
+    let file = folder().join("brackfs-json.5");
+    let page = json::page(&folder().with_file_name("schemas"));
+    if std::env::var_os(RENEW).is_some() {
+        fs::write(file, page).expect("page");
+    } else {
+        let committed = fs::read_to_string(file).unwrap_or_default();
+        assert_eq!(committed, page, "renew it: {RENEW}=1 cargo test --test manuals");
+    }
+}
+
+#[test]
 fn every_page_of_a_command_has_its_sections() {
     let pages = page::all();
     assert!(pages.contains_key("brackfs.1") && pages.contains_key("brackfs-key-generate.1"), "{:?}", pages.keys());
@@ -72,7 +85,7 @@ fn every_page_of_a_command_has_its_sections() {
 }
 
 #[test]
-fn a_heading_covers_only_options_that_commands_share() {
+fn a_heading_covers_only_its_own_options() {
     let mut headings: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     let mut root = brackfs::cli::command().disable_help_subcommand(true);
     root.build();
@@ -98,11 +111,61 @@ fn a_heading_covers_only_options_that_commands_share() {
         "disk_cache",
         "cache_dir",
     ];
-    let expected = [
-        ("Common options".to_owned(), shared(&["quiet", "verbose", "log", "config", "state_dir"])),
-        ("Target options".to_owned(), shared(&target)),
+    let policy = [
+        "source",
+        "group_by",
+        "keep_last",
+        "keep_hourly",
+        "keep_daily",
+        "keep_weekly",
+        "keep_monthly",
+        "keep_quarterly",
+        "keep_yearly",
+        "keep_within",
+        "keep_within_hourly",
+        "keep_within_daily",
+        "keep_within_weekly",
+        "keep_within_monthly",
+        "keep_within_quarterly",
+        "keep_within_yearly",
+        "keep_tag",
+        "utc",
+        "force",
     ];
-    assert_eq!(headings, BTreeMap::from(expected));
+    let expected = [
+        ("Common options", shared(&["quiet", "verbose", "log", "config", "state_dir"])),
+        ("Target options", shared(&target)),
+        ("Keys and cache", shared(&["key", "no_key_cache", "signer", "cache_size"])),
+        ("What to back up", shared(&["files_from", "stdin_filename", "stdin_from_command", "allow_empty"])),
+        (
+            "What to leave out",
+            shared(&[
+                "exclude",
+                "exclude_from",
+                "exclude_caches",
+                "exclude_if_present",
+                "exclude_nodump",
+                "one_file_system",
+            ]),
+        ),
+        ("The snapshot", shared(&["source", "tag", "time", "host", "max_shrink", "allow_shrink", "skip_if_unchanged"])),
+        ("Detection of changes", shared(&["ignore_inode", "ignore_ctime", "reread", "retries", "settle_max"])),
+        (
+            "Resources",
+            shared(&[
+                "chunk_size",
+                "merge_files_under",
+                "low_memory",
+                "compression",
+                "commit_interval",
+                "wait_lock",
+                "recheck",
+            ]),
+        ),
+        ("Output", shared(&["dry_run", "json"])),
+        ("Policy", shared(&policy)),
+    ];
+    assert_eq!(headings, BTreeMap::from(expected.map(|(heading, ids)| (heading.to_owned(), ids))));
 }
 
 #[test]
@@ -242,8 +305,8 @@ fn examples_are_valid_command_lines() {
 }
 
 #[test]
-fn the_page_of_brackfs_lists_all_message_types() {
-    let page = page::all().remove("brackfs.1").expect("brackfs.1");
+fn the_page_of_json_lists_all_message_types() {
+    let page = committed().remove("brackfs-json.5").expect("brackfs-json.5");
     let mut seen = 0;
     let mut left = vec![PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/src/cli"))];
     while let Some(path) = left.pop() {
@@ -256,8 +319,8 @@ fn the_page_of_brackfs_lists_all_message_types() {
             let kind = part.split('"').next().expect("kind");
             seen += 1;
             assert!(
-                page.contains(&format!("\n.B {kind}\n")),
-                "brackfs(1) does not describe message_type {kind}: see src/cli/manual.rs"
+                page.contains(&format!("\n.B {}\n", kind.replace('-', "\\-"))),
+                "brackfs-json(5) does not describe message_type {kind}: see schemas/"
             );
         }
     }

@@ -103,7 +103,7 @@ impl Scope {
                 Err(source) if alone => return Err(Error::NoSource { path: written.display().to_string(), source }),
                 Err(e) => {
                     missing += 1;
-                    monitor.problem(written, &e.to_string());
+                    monitor.problem(written, &format!("{e}; it is missing from the snapshot"));
                 }
             }
         }
@@ -129,7 +129,7 @@ impl Scope {
                 }
                 Err(e) => {
                     missing += 1;
-                    monitor.problem(path, &e.to_string());
+                    monitor.problem(path, &format!("{e}; it is missing from the snapshot"));
                 }
             })?;
         }

@@ -1,0 +1,405 @@
+//! What brackfs says to wrong or unlucky users: each message names the object, the cause and the next step, is short, and
+//! shows neither numbers of system errors nor names of objects in the repository.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
+
+mod common;
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use common::machine::spawn;
+use common::{NOBODY, Run, Site, run};
+
+/// Maximum length of a line, unless it lists something.
+const LONGEST: usize = 200;
+
+/// A use of brackfs that fails, or that needs an explanation.
+struct Case<'c> {
+    arguments: &'c [&'c str],
+    code: i32,
+    /// Parts of the message: the object, the cause, the next step.
+    says: &'c [&'c str],
+    /// Whether the message is a list, which may be long.
+    lists: bool,
+}
+
+const fn case<'c>(arguments: &'c [&'c str], code: i32, says: &'c [&'c str]) -> Case<'c> {
+    Case { arguments, code, says, lists: false }
+}
+
+/// Asserts the rules that hold for all messages.
+#[track_caller]
+fn assert_plain(run: &Run, lists: bool) {
+    assert!(!run.stderr.contains("panicked"), "{run}");
+    assert!(!run.stderr.contains("(os error"), "{run}");
+    for line in run.stderr.lines().filter(|line| !line.starts_with("Usage: ")) {
+        assert!(lists || line.chars().count() < LONGEST, "too long: {line}");
+        for object in ["packs/", "snapshots/", "index/"] {
+            let bare = line.match_indices(object).any(|(at, _)| {
+                let id = line.get(at + object.len()..at + object.len() + 3).unwrap_or_default();
+                !id.is_empty() && id.chars().all(|c| c.is_ascii_hexdigit() || c == '/')
+            });
+            assert!(!bare, "names an object: {line}");
+        }
+    }
+}
+
+#[track_caller]
+fn check(site: &Site, cases: &[Case<'_>]) {
+    for Case { arguments, code, says, lists } in cases {
+        let run = site.brackfs(arguments);
+        assert_eq!(run.code, *code, "{arguments:?}\n{run}");
+        assert_plain(&run, *lists);
+        for words in *says {
+            assert!(run.stderr.contains(words), "{arguments:?} does not say {words:?}\n{run}");
+        }
+    }
+}
+
+/// A site with two snapshots of a source.
+fn ready() -> Site {
+    let site = Site::with_files(&[("hello.txt", "hello"), ("docs/a", "a")]);
+    std::os::unix::fs::symlink("hello.txt", site.source().join("link")).unwrap();
+    site.init();
+    site.backup(&[]).ok();
+    site
+}
+
+/// Runs the command without the key that `Site::command` gives.
+fn without_key(site: &Site, arguments: &[&str]) -> Run {
+    let mut command = site.command(arguments);
+    let home = site.path().join("gnupg");
+    fs::create_dir_all(&home).unwrap();
+    common::set_mode(&home, 0o700);
+    command.env_remove("BRACKFS_KEY_FILE").env("GNUPGHOME", home);
+    run(command)
+}
+
+fn packs(repository: &Path) -> Vec<PathBuf> {
+    let files = common::paths_below(&repository.join("packs"));
+    files.into_iter().filter(|path| path.is_file()).collect()
+}
+
+#[test]
+fn wrong_repositories_and_snapshots_are_explained() {
+    let site = ready();
+    let away = site.path().join("usb/backup");
+    let away = away.to_str().unwrap();
+    let source = site.source();
+    let source = source.to_str().unwrap();
+    check(
+        &site,
+        &[
+            case(&["ls", "latest", "--repo", away], 10, &[away, "is its disk mounted?", "brackfs init"]),
+            case(
+                &["ls", "latest", "--repo", "rep"],
+                10,
+                &["no repository at rep", "no such directory", "brackfs init rep"],
+            ),
+            case(&["ls", "latest", "--repo", source], 10, &[source, "it has no brackfs.toml", "brackfs init"]),
+            case(&["init", "s3:bucket", "--no-encryption"], 2, &["s3:bucket", "write s3://BUCKET", "./s3:bucket"]),
+            case(&["init", "me@host:x", "--no-encryption"], 2, &["me@host:x", "sftp://", "./me@host:x"]),
+            case(&["ls", "zz"], 1, &["called zz", "`brackfs snapshots` lists them", "latest:zz"]),
+            case(&["ls", "docs"], 1, &["called docs", "latest:docs"]),
+            case(&["ls", "/docs"], 2, &["/docs", "latest:docs"]),
+            case(&["ls", "docs/latest"], 1, &["source called docs", "`brackfs snapshots` lists them"]),
+            case(&["ls", "2001-01-01"], 1, &["begins with 2001-01-01", "`brackfs snapshots` lists them"]),
+            case(&["forget", "zz"], 1, &["called zz", "`brackfs snapshots` lists them"]),
+            case(&["ls", "latest:zz"], 1, &["no /zz in the snapshot", "brackfs ls"]),
+            case(&["ls", "latest:hello.txt/x"], 1, &["/hello.txt is not a directory"]),
+            case(&["versions", "zz"], 1, &["no snapshot has zz", "brackfs find"]),
+            case(&["cat", "latest"], 1, &["latest", "whole snapshot", "latest:PATH"]),
+            case(&["cat", "latest:docs"], 1, &["latest:docs", "directory", "brackfs dump"]),
+            case(&["cat", "latest:link"], 1, &["latest:link", "symbolic link to hello.txt", "name that file"]),
+            case(&["mount", "latest"], 2, &["mount point is missing", "brackfs mount latest DIRECTORY"]),
+            case(&["mount", "zz"], 1, &["zz", "no such directory", "make it first"]),
+            case(&["mount", "latest:hello.txt", "mnt"], 1, &["hello.txt", "not a directory", "brackfs cat"]),
+            case(&["mount", "-o", "nosuch=3", "mnt"], 2, &["unknown mount option nosuch=3", "brackfs mount --help"]),
+            case(&["umount", "mnt"], 1, &["mnt", "not a brackfs mount", "findmnt"]),
+            case(&["restore", "latest", "--to", "source/hello.txt"], 1, &["source/hello.txt", "exists", "choose"]),
+            case(&["forget"], 1, &["keeps no snapshots", "--keep"]),
+            case(&["lss"], 2, &["lss", "'ls'"]),
+        ],
+    );
+}
+
+#[test]
+fn a_backup_explains_what_it_cannot_use() {
+    let site = ready();
+    check(
+        &site,
+        &[
+            case(&["backup"], 2, &["<PATH>", "Usage: brackfs backup [OPTIONS]"]),
+            case(&["backup", "zz"], 1, &["cannot back up zz", "No such file", "check the path"]),
+            case(
+                &["backup", "source", "days", "--source", "s"],
+                3,
+                &["days", "No such file", "missing from the snapshot"],
+            ),
+            case(&["backup", "source", "--settle-max", "soon"], 2, &["soon", "--settle-max", "write a number with"]),
+            case(&["backup", "source", "--recheck", "much"], 2, &["much", "--recheck", "write a number with"]),
+        ],
+    );
+    let mut command = site.command(&["backup", "source"]);
+    command.env_remove("BRACKFS_REPOSITORY");
+    let run = run(command).code(2);
+    assert!(run.stderr.contains("which repository?") && run.stderr.contains("--repo REPO"), "{run}");
+    // Usual spellings of sizes and durations.
+    for (option, value) in [
+        ("--settle-max", "3d"),
+        ("--settle-max", "1.5h"),
+        ("--settle-max", "2 days"),
+        ("--settle-max", "90sec"),
+        ("--recheck", "1.5G"),
+        ("--recheck", ".5G"),
+        ("--recheck", "100 MB"),
+    ] {
+        site.brackfs(&["backup", "source", option, value]).ok();
+    }
+}
+
+#[test]
+fn keys_are_named_by_their_primary_fingerprints() {
+    let site = ready();
+    let owner = site.keys().join("owner.pub");
+    site.key_named("other", "rfc9580");
+    fs::write(site.path().join("text"), "not a key").unwrap();
+    let listed = site.brackfs(&["recipients", "list"]).ok().stdout;
+    let fingerprint = listed.split_whitespace().next().unwrap();
+    for (run, says) in [
+        (without_key(&site, &["ls", "latest"]), ["give the secret key", "--key"]),
+        (
+            without_key(&site, &["ls", "latest", "--key", "keys/other"]),
+            ["with the key keys/other", "the repository is for"],
+        ),
+    ] {
+        let run = run.code(12);
+        assert_plain(&run, false);
+        assert!(says.iter().all(|words| run.stderr.contains(words)), "{run}");
+        assert!(run.stderr.contains(fingerprint) && run.stderr.contains("brackfs owner"), "{run}");
+    }
+    check(
+        &site,
+        &[
+            case(&["ls", "latest", "--key", "text"], 12, &["text", "no OpenPGP secret key", "--key"]),
+            case(&["ls", "latest", "--key", "nosuch"], 12, &["nosuch", "No such file", "secret key"]),
+            case(&["ls", "latest", "--key", owner.to_str().unwrap()], 12, &["only a public certificate", "secret key"]),
+            case(
+                &["init", "r", "--recipient", "me@example.org"],
+                1,
+                &["me@example.org", "gpg --export me@example.org"],
+            ),
+            case(&["init", "r", "--recipient", "text"], 1, &["text", "no OpenPGP certificate", "owner.key.pub"]),
+            case(&["key", "generate", "--output", "keys/owner"], 1, &["keys/owner", "exists", "choose another name"]),
+        ],
+    );
+    // Keys can be told apart by their user ids.
+    let host = rustix::system::uname();
+    assert!(listed.contains(&format!("brackfs owner {}", host.nodename().to_str().unwrap())), "{listed}");
+}
+
+#[test]
+fn ambiguous_ids_are_listed() {
+    let site = Site::with_files(&[("f", "f")]);
+    site.init();
+    // Of 17 ids, two have the same first digit.
+    for _ in 0..17 {
+        site.backup(&[]).ok();
+    }
+    let listed = site.brackfs(&["snapshots"]).ok().stdout;
+    let ids: Vec<_> = listed.lines().map(|line| line.split(' ').next().unwrap()).collect();
+    let digit = |id: &&&str| ids.iter().filter(|other| other[..1] == id[..1]).count() > 1;
+    let digit = &ids.iter().find(digit).unwrap()[..1];
+    for command in [&["ls", digit][..], &["forget", digit]] {
+        let run = site.brackfs(command).code(1);
+        assert_plain(&run, true);
+        for id in ids.iter().filter(|id| id.starts_with(digit)).take(10) {
+            assert!(run.stderr.contains(id), "{id}: {run}");
+        }
+        assert!(run.stderr.contains("write more of it"), "{run}");
+    }
+}
+
+#[test]
+fn a_full_standard_output_is_named() {
+    let site = ready();
+    for arguments in [
+        &["ls", "latest"][..],
+        &["cat", "latest:hello.txt"],
+        &["snapshots"],
+        &["find", "hello*"],
+        &["versions", "hello.txt"],
+        &["diff", "latest", "latest"],
+        &["stats"],
+        &["backup", "source", "--json"],
+        &["completions", "bash"],
+        &["--version"],
+        &["ls", "--help"],
+    ] {
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let mut command = site.command(arguments);
+        command.stdout(full).stderr(Stdio::piped());
+        let output = spawn(&mut command).wait_with_output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {said}");
+        assert!(said.contains("cannot write to standard output: No space left on device"), "{arguments:?}: {said}");
+        assert!(!said.contains("os error"), "{said}");
+    }
+}
+
+#[test]
+fn a_missing_pack_is_one_line_that_counts_files_and_snapshots() {
+    let site = Site::new();
+    for number in 0..30 {
+        site.write(&format!("d/f{number}"), number.to_string());
+    }
+    site.init();
+    site.backup(&[]).ok();
+    let before = packs(&site.repo());
+    // Another snapshot with the same files, and a file of its own.
+    site.write("more", "more");
+    site.backup(&[]).ok();
+    let data: Vec<_> = before.iter().filter(|pack| fs::metadata(pack).unwrap().len() > 0).collect();
+    for pack in data {
+        let content = fs::read(pack).unwrap();
+        fs::remove_file(pack).unwrap();
+        let run = site.brackfs(&["check"]).code(1);
+        assert_plain(&run, false);
+        let id = &pack.file_name().unwrap().to_str().unwrap()[..8];
+        let about: Vec<_> = run.stderr.lines().filter(|line| line.contains(id)).collect();
+        assert_eq!(about.len(), 1, "{run}");
+        assert!(about[0].contains("it is missing") && about[0].contains("cannot be read"), "{run}");
+        let is_of_files = about[0].contains("30 files in 2 snapshots");
+        assert!(is_of_files || about[0].contains("director"), "{run}");
+        assert!(run.stderr.contains("-v lists"), "{run}");
+        if is_of_files {
+            let whole = site.brackfs(&["check", "-v"]).code(1);
+            assert_eq!(whole.stderr.lines().filter(|line| line.contains("/d/f")).count(), 30, "{whole}");
+            let json = site.brackfs(&["check", "--json"]).code(1);
+            assert_eq!(json.stderr.matches("/d/f").count(), 30, "{json}");
+            // A restore names the first files.
+            let run = site.brackfs(&["restore", "latest", "--to", "out"]).code(1);
+            assert_plain(&run, false);
+            assert_eq!(run.stderr.lines().filter(|line| line.contains("/d/f")).count(), 20, "{run}");
+            assert!(run.stderr.contains("and 10 more: -v shows all"), "{run}");
+            assert!(run.stderr.contains(&format!("pack {id} is missing or damaged: 30 entries")), "{run}");
+            assert!(fs::read_to_string(site.path().join("out/more")).unwrap() == "more");
+        }
+        fs::write(pack, content).unwrap();
+    }
+    site.brackfs(&["check"]).ok();
+}
+
+#[test]
+fn of_many_unreadable_files_the_first_are_shown() {
+    let site = Site::new();
+    for number in 0..3000 {
+        site.write(&format!("f{number}"), "");
+    }
+    let paths = common::paths_below(&site.source());
+    paths.iter().filter(|path| path.is_file()).for_each(|path| common::set_mode(path, 0));
+    site.write("good", "good");
+    site.init();
+    let backup = |extra: &[&str]| {
+        let site_path = site.path();
+        Command::new("chmod").args(["-R", "a+rwX"]).args(["repo", "state"]).current_dir(site_path).status().unwrap();
+        run(site.command_as_nobody(&[&["backup", "source"], extra].concat())).code(3)
+    };
+    for path in [site.repo(), site.state()] {
+        Command::new("chown").arg("-R").arg(NOBODY.to_string()).arg(path).status().unwrap();
+    }
+    let said = backup(&[]);
+    assert_plain(&said, false);
+    assert_eq!(said.stderr.lines().filter(|line| line.contains("Permission denied")).count(), 20, "{said}");
+    assert!(said.stderr.contains("and 2980 more: -v shows all"), "{said}");
+    let said = backup(&["--reread", "--json"]);
+    assert_eq!(said.stderr.matches("Permission denied").count(), 3000);
+    let said = backup(&["--reread", "-v"]);
+    assert_eq!(said.stderr.matches("Permission denied").count(), 3000);
+}
+
+#[test]
+fn a_missing_fusermount3_is_named() {
+    let site = ready();
+    let mut command = site.command_as_nobody(&["mount", "mnt"]);
+    command.env("PATH", site.path());
+    Command::new("chmod").args(["-R", "a+rX"]).arg(site.path()).status().unwrap();
+    for path in [site.mnt(), site.state()] {
+        Command::new("chown").arg("-R").arg(NOBODY.to_string()).arg(path).status().unwrap();
+    }
+    let run = run(command).code(1);
+    assert_plain(&run, false);
+    assert!(run.stderr.contains("fusermount3 is missing") && run.stderr.contains("package fuse3"), "{run}");
+}
+
+/// Runs brackfs at a terminal, on which `lines` are typed.
+fn typed(site: &Site, arguments: &[&str], lines: &str) -> (Option<i32>, String) {
+    let inner = site.command(arguments);
+    let mut line = String::from("exec");
+    for word in std::iter::once(inner.get_program()).chain(inner.get_args()) {
+        line.push_str(&format!(" '{}'", word.to_str().unwrap()));
+    }
+    let mut command = Command::new("script");
+    command.args(["--quiet", "--return", "--command", &line, "/dev/null"]);
+    command.current_dir(site.path());
+    command.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command.env_remove("BRACKFS_PASSPHRASE").env_remove("BRACKFS_KEY_FILE");
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = spawn(&mut command);
+    let mut terminal = child.stdin.take().unwrap();
+    terminal.write_all(lines.as_bytes()).unwrap();
+    let output = child.wait_with_output();
+    drop(terminal);
+    let output = output.unwrap();
+    (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[test]
+fn a_passphrase_may_be_typed_three_times() {
+    let site = Site::with_files(&[("f", "f")]);
+    let make = ["key", "generate", "--output", "typed"];
+    let (code, said) = typed(&site, &make, "one\ntwo\n\none\none\n");
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("the two passphrases differ; try again"), "{said}");
+    assert!(said.contains("the passphrase is empty, which protects nothing; try again"), "{said}");
+    let (code, said) = typed(&site, &["key", "generate", "--output", "other"], "\n\n\n");
+    assert_eq!(code, Some(12), "{said}");
+    assert!(!site.path().join("other").exists());
+
+    let mut command = site.command(&["init", "repo", "--recipient", "typed.pub"]);
+    command.env_remove("BRACKFS_KEY_FILE");
+    run(command).ok();
+    site.backup(&[]).ok();
+    let list = ["ls", "latest", "--key", "typed"];
+    let (code, said) = typed(&site, &list, "a\nb\none\n");
+    assert_eq!((code, said.matches("the passphrase is wrong; try again").count()), (Some(0), 2), "{said}");
+    let (code, said) = typed(&site, &list, "a\nb\nc\n");
+    assert_eq!(code, Some(12), "{said}");
+    assert!(said.contains("the passphrase is wrong for"), "{said}");
+}
+
+#[test]
+fn options_of_other_programs_are_understood() {
+    let site = ready();
+    let repo = site.repo();
+    let mut command = site.command(&["restore", "latest", "-r", repo.to_str().unwrap(), "--target", "out"]);
+    command.env_remove("BRACKFS_REPOSITORY");
+    run(command).ok();
+    assert_eq!(fs::read_to_string(site.path().join("out/hello.txt")).unwrap(), "hello");
+}
+
+#[test]
+fn help_groups_options_by_headings() {
+    let site = Site::new();
+    for (command, headings) in [
+        ("backup", &["What to back up:", "What to leave out:", "Detection of changes:", "Resources:", "Output:"][..]),
+        ("forget", &["Policy:"]),
+        ("ls", &["Keys and cache:", "Target options:", "Common options:"]),
+    ] {
+        let help = site.brackfs(&[command, "-h"]).ok().stdout;
+        assert!(headings.iter().all(|heading| help.lines().any(|line| line == *heading)), "{help}");
+    }
+}
