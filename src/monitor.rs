@@ -34,6 +34,11 @@ pub trait Monitor: Send + Sync {
     /// cannot be ended, so a program with nothing else to do should exit now; otherwise the run keeps waiting.
     fn hangs(&self, _path: &Path) {}
 
+    /// Whether the progress is shown to a user, so that it is worth while to count the work ahead.
+    fn shows_progress(&self) -> bool {
+        false
+    }
+
     /// The engine's progress counters.
     fn progress(&self) -> &Progress {
         /// Shared by all monitors that do not show progress.
@@ -119,9 +124,12 @@ impl Progress {
         self.stored_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Sets the total work.
+    /// Sets the total work. An estimate does not replace an exact total.
     pub fn expect(&self, total: Total) {
-        *self.total.lock().unwrap_or_else(PoisonError::into_inner) = Some(total);
+        let mut known = self.total.lock().unwrap_or_else(PoisonError::into_inner);
+        if !total.estimated || known.is_none_or(|known| known.estimated) {
+            *known = Some(total);
+        }
     }
 
     /// Sets the path that is being processed.
@@ -208,6 +216,11 @@ mod tests {
         progress.stored(3);
         progress.at(Path::new("/a/long/path"));
         progress.at(Path::new("/b"));
+        let total = |estimated| Total { files: 1, bytes: u64::from(estimated), estimated };
+        for (set, is_estimated) in [(true, true), (false, false), (true, false)] {
+            progress.expect(total(set));
+            assert_eq!(progress.snapshot().total, Some(total(is_estimated)));
+        }
         let seen = progress.snapshot();
         assert_eq!((seen.files, seen.bytes, seen.read_bytes, seen.stored_bytes), (1, 5, 4, 3));
         assert_eq!(seen.path, Path::new("/b"));

@@ -1,10 +1,12 @@
-//! `brackfs completions`: a script for each shell, which that shell accepts.
+//! `brackfs completions`: scripts that shells accept, and the candidates that brackfs gives them.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
 mod common;
 
+use std::fs;
 use std::io::Write;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use common::Site;
@@ -17,56 +19,139 @@ fn script(shell: &str) -> String {
 }
 
 /// Passes `input` to a program, which must accept it, and returns the output.
-fn content(program: &str, arguments: &[&str], input: &str) -> String {
-    let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = spawn(&mut command);
+fn content(command: &mut Command, input: &str) -> String {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = spawn(command);
     let mut stdin = child.stdin.take().expect("standard input");
     let input = input.to_owned();
     let writer = std::thread::spawn(move || stdin.write_all(input.as_bytes()));
-    let output = child.wait_with_output().expect(program);
+    let output = child.wait_with_output().expect("output");
     writer.join().expect("writer").expect("input");
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && said.is_empty(), "{program} {arguments:?}: {said}");
+    assert!(output.status.success() && said.is_empty(), "{command:?}: {said}");
     String::from_utf8(output.stdout).expect("UTF-8")
 }
 
+/// What bash offers at the end of a line.
+fn offered(site: &Site, line: &str) -> Vec<String> {
+    offered_with(site, line, &[])
+}
+
+fn offered_with(site: &Site, line: &str, environment: &[(&str, &Path)]) -> Vec<String> {
+    // As readline does it: a colon is a word of its own.
+    let spaced = line.replace(':', " : ");
+    let mut words: Vec<_> = std::iter::once("brackfs").chain(spaced.split_whitespace()).collect();
+    if line.ends_with([' ', ':']) {
+        words.push("''");
+    }
+    let asked = format!(
+        "{}\nCOMP_WORDBREAKS=$' \\t\\n:='; COMP_WORDS=({}); COMP_CWORD={}; COMPREPLY=()\n_brackfs\nprintf '%s\\n' \"${{COMPREPLY[@]}}\"\n",
+        script("bash"),
+        words.join(" "),
+        words.len() - 1,
+    );
+    let inner = site.command::<&str>(&[]);
+    let mut command = Command::new("bash");
+    command.arg("--norc").current_dir(site.path());
+    for (name, value) in inner.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command.envs(environment.iter().copied());
+    let folder = Path::new(inner.get_program()).parent().unwrap();
+    let path = std::env::var("PATH").unwrap_or_default();
+    command.env("PATH", format!("{}:{path}", folder.display()));
+    let found = content(&mut command, &asked);
+    found.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect()
+}
+
 #[test]
-fn scripts_for_every_shell_have_commands_and_options() {
+fn scripts_for_every_shell_run_brackfs() {
     for shell in SHELLS {
         let script = script(shell);
-        for word in ["snapshots", "umount", "completions", "generate", "one-file-system"] {
-            assert!(script.contains(word), "{word} is not in the script for {shell}");
-        }
+        assert!(script.contains("brackfs") && script.contains("BRACKFS_COMPLETE"), "{script}");
     }
     Site::new().brackfs(&["completions", "tcsh"]).code(2);
 }
 
 #[test]
+fn zsh_and_fish_accept_their_scripts() {
+    for (shell, arguments) in [("zsh", ["-f", "-n"]), ("fish", ["--no-config", "--no-execute"])] {
+        content(Command::new(shell).args(arguments), &script(shell));
+    }
+    content(Command::new("bash").arg("-n"), &script("bash"));
+}
+
+#[test]
 fn bash_completes_commands_options_and_values() {
-    let script = script("bash");
-    content("bash", &["-n"], &script);
-    for (line, expected) in
-        [("bac", "backup"), ("backup --one", "--one-file-system"), ("restore --conflict ski", "skip")]
-    {
-        let words: Vec<_> = std::iter::once("brackfs").chain(line.split(' ')).collect();
-        let (last, before) = (words[words.len() - 1], words[words.len() - 2]);
-        // As readline does it: the words so far, the one at the cursor, the one before it.
-        let asked = format!(
-            "{script}\nCOMP_WORDS=({}); COMP_CWORD={}; COMPREPLY=()\n_brackfs brackfs {last} {before}\nprintf '%s\\n' \"${{COMPREPLY[@]}}\"\n",
-            words.join(" "),
-            words.len() - 1,
-        );
-        let found = content("bash", &["--norc"], &asked);
-        assert_eq!(found.lines().collect::<Vec<_>>(), [expected], "after brackfs {line}");
+    let site = Site::new();
+    for (line, expected) in [
+        ("bac", "backup"),
+        ("backup --one", "--one-file-system"),
+        ("restore --conflict ski", "skip"),
+        ("catalog reb", "rebuild"),
+    ] {
+        assert_eq!(offered(&site, line), [expected], "after brackfs {line}");
     }
 }
 
 #[test]
-fn zsh_and_fish_accept_their_scripts() {
-    for (shell, arguments) in [("zsh", ["-f", "-n"]), ("fish", ["--no-config", "--no-execute"])] {
-        let script = script(shell);
-        assert!(script.contains("brackfs"), "the script for {shell} does not name brackfs");
-        content(shell, &arguments, &script);
+fn snapshots_sources_and_paths_are_completed() {
+    let site = Site::with_files(&[("docs/a", "a"), ("docs/b", "b"), ("file", "f")]);
+    site.init();
+    site.backup(&[]).ok();
+    let listed = site.brackfs(&["snapshots"]).ok().stdout;
+    let id = &listed[..8];
+    for command in ["ls", "cat", "restore", "dump", "mount", "diff", "forget", "hold", "release", "find --snapshot"] {
+        assert_eq!(offered(&site, &format!("{command} la")), ["latest"], "{command}");
+        assert_eq!(offered(&site, &format!("{command} source/")), ["source/latest"], "{command}");
+        assert_eq!(offered(&site, &format!("{command} {}", &id[..7])), [id], "{command}");
     }
+    for command in ["snapshots", "versions", "find", "forget"] {
+        assert_eq!(offered(&site, &format!("{command} --source so")), ["source"], "{command}");
+    }
+    assert_eq!(offered(&site, "diff latest source/"), ["source/latest"]);
+    // A key is configured, and has no passphrase.
+    assert_eq!(offered(&site, "ls latest:d"), ["docs/"]);
+    assert_eq!(offered(&site, "ls latest:docs/"), ["docs/a", "docs/b"]);
+    assert_eq!(offered(&site, "cat source/latest:f"), ["file"]);
+    let nothing: [&str; 0] = [];
+    assert_eq!(offered(&site, "ls latest:nowhere/"), nothing);
+    assert_eq!(offered(&site, "ls nowhere:d"), nothing);
+    let locked = site.keys().join("locked");
+    let mut make = site.command(&["key", "generate", "--output", "keys/locked"]);
+    make.env("BRACKFS_PASSPHRASE", "secret");
+    common::run(make).ok();
+    assert_eq!(offered_with(&site, "ls latest:d", &[("BRACKFS_KEY_FILE", &locked)]), nothing);
+    assert_eq!(offered_with(&site, "ls latest:d", &[("BRACKFS_KEY_FILE", Path::new("nowhere"))]), nothing);
+    // The repository of the line counts.
+    assert_eq!(offered(&site, "ls --repo elsewhere la"), nothing);
+    let nowhere = ("BRACKFS_REPOSITORY", Path::new("elsewhere"));
+    assert_eq!(offered_with(&site, "ls la", &[nowhere]), nothing);
+    assert_eq!(offered_with(&site, "ls --repo repo la", &[nowhere]), ["latest"]);
+}
+
+#[test]
+fn targets_and_mounts_are_completed() {
+    let site = Site::with_files(&[("f", "f")]);
+    site.init();
+    site.backup(&[]).ok();
+    let config = site.path().join("config.toml");
+    let text = format!(
+        "version = 1\n[target.mine]\nrepository = {:?}\n[source.home]\npaths = [\"/home\"]\nto = [\"mine\"]\n",
+        site.repo()
+    );
+    fs::write(&config, text).unwrap();
+    common::set_mode(&config, 0o600);
+    let configured = [("BRACKFS_CONFIG", config.as_path()), ("BRACKFS_REPOSITORY", Path::new("elsewhere"))];
+    assert_eq!(offered_with(&site, "ls --repo mi", &configured), ["mine"]);
+    assert_eq!(offered_with(&site, "ls @mine la", &configured), ["latest"]);
+    assert_eq!(offered_with(&site, "run ho", &configured), ["home"]);
+    // Directories are repositories, too.
+    assert_eq!(offered(&site, "ls --repo rep"), ["repo/"]);
+    let mounted = site.mount(&[]);
+    let place = mounted.path().to_str().unwrap();
+    assert_eq!(offered(&site, &format!("umount {}", &place[..place.len() - 1])), [place]);
 }

@@ -360,7 +360,7 @@ fn a_check_covers_snapshots_that_are_shown_again() {
     assert!(named && run.stderr.contains("source/20270302T120000Z: "), "{run}");
     // Packs that were condemned and are needed again must not be missing.
     second.iter().for_each(|pack| fs::remove_file(site.repo().join("packs").join(pack)).unwrap());
-    let run = site.brackfs(&["check"]).code(1);
+    let run = site.brackfs(&["check", "-v"]).code(1);
     assert!(run.stderr.contains("source/20270302T120000Z: "), "{run}");
 }
 

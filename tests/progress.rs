@@ -9,8 +9,16 @@ mod common;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, PipeWriter, Read, Write};
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicBool;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
+use brackfs::backup::{Options, Reading, RunPolicy, Selection, Storing, back_up};
+use brackfs::monitor::{Monitor, Progress, Total};
+use brackfs::repository::Repository;
 use common::{Site, noise, number};
 use rustix::process::{Pid, Signal};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
@@ -211,6 +219,117 @@ fn a_line_on_a_terminal_shows_the_progress_and_is_erased_at_the_end() {
     for drawn in running.split(['\r', '\n']).filter(|drawn| drawn.contains(" files  ")) {
         let text = drawn.rsplit("\x1b[2K").next().unwrap();
         assert!(text.chars().count() <= 60, "{text:?} is too wide");
+    }
+}
+
+/// A monitor that shows progress, and waits with the first entry until the total is known.
+#[derive(Default)]
+struct Patient {
+    progress: Progress,
+    total: OnceLock<Option<Total>>,
+}
+
+impl Monitor for Patient {
+    fn problem(&self, path: &Path, message: &str) {
+        panic!("{}: {message}", path.display());
+    }
+
+    fn note(&self, _message: &str) {}
+
+    fn entry(&self, _path: &Path, _what: &str) {
+        self.total.get_or_init(|| {
+            let begin = Instant::now();
+            while self.progress.snapshot().total.is_none() && begin.elapsed() < Duration::from_secs(60) {
+                sleep(Duration::from_millis(10));
+            }
+            self.progress.snapshot().total
+        });
+    }
+
+    fn shows_progress(&self) -> bool {
+        true
+    }
+
+    fn progress(&self) -> &Progress {
+        &self.progress
+    }
+}
+
+#[test]
+fn the_first_backup_counts_ahead() {
+    const DIRECTORIES: u64 = 5000;
+    let site = Site::in_memory();
+    // More than the walk may be ahead of the assembler.
+    for number in 0..DIRECTORIES {
+        site.write(&format!("{number}/f"), "text");
+    }
+    site.init();
+    let selection = Selection { paths: vec![site.source()], ..Selection::default() };
+    let options =
+        Options { selection, reading: Reading::default(), storing: Storing::default(), policy: RunPolicy::default() };
+    let repository = Repository::open(&site.repo().as_path().into()).unwrap();
+    let monitor = Patient::default();
+    let stop = AtomicBool::new(false);
+    let summary = back_up(&repository, &site.state(), &options, &monitor, &stop).unwrap();
+    assert_eq!(summary.files, DIRECTORIES);
+    let expected = Total { files: DIRECTORIES, bytes: 4 * DIRECTORIES, estimated: true };
+    assert_eq!(monitor.total.get(), Some(&Some(expected)));
+    // In the end, the total is exact.
+    assert_eq!(monitor.progress.snapshot().total, Some(Total { estimated: false, ..expected }));
+}
+
+#[test]
+fn an_interrupt_is_answered_at_once_on_a_terminal() {
+    let site = ready();
+    let (mut screen, theirs) = terminal(80);
+    let mut command = site.command(&["backup", "--stdin-filename", "x"]);
+    command.env("TERM", "xterm").stdout(Stdio::null()).stderr(theirs);
+    let mut held = Held::start(command, &noise("stopped", 4 * MIB));
+    let mut seen = Vec::new();
+    read_until(&mut screen, &mut seen, " files  ");
+    rustix::process::kill_process(Pid::from_child(&held.child), Signal::INT).unwrap();
+    read_until(&mut screen, &mut seen, "brackfs: stopping…");
+    read_until(&mut screen, &mut seen, "");
+    let seen = String::from_utf8(seen).unwrap();
+    let (_, rest) = seen.split_once("brackfs: stopping…").expect("an answer");
+    assert!(rest.contains("interrupted"), "{seen:?}");
+    assert_eq!(held.child.wait().unwrap().code(), Some(130));
+}
+
+#[test]
+fn a_mount_in_the_background_says_where_it_is() {
+    let site = Site::with_files(&[("f", "f")]);
+    site.init();
+    site.backup(&[]).ok();
+    for (options, is_said) in [(&[][..], true), (&["-q"], false)] {
+        let (mut screen, theirs) = terminal(80);
+        let mut command = site.command(&[&["mount", "mnt"], options].concat());
+        command.stdout(Stdio::null()).stderr(theirs);
+        let status = command.status().unwrap();
+        drop(command);
+        assert!(status.success());
+        let mut seen = Vec::new();
+        read_until(&mut screen, &mut seen, "");
+        let seen = String::from_utf8(seen).unwrap();
+        assert_eq!(seen.contains("mounted on mnt; to unmount: brackfs umount mnt"), is_said, "{seen:?}");
+        site.brackfs(&["umount", "mnt"]).ok();
+    }
+}
+
+#[test]
+fn restore_and_check_know_how_much_is_done() {
+    let site = Site::with_files(&[("a", noise("a", 3 * MIB)), ("b", noise("b", 3 * MIB))]);
+    site.init();
+    site.backup(&[]).ok();
+    // At this rate they take three seconds.
+    for arguments in [&["restore", "latest", "--to", "out"][..], &["check", "--read-data"]] {
+        let run = site.brackfs(&[arguments, &["--json", "--limit-download", "2MiB"]].concat()).ok();
+        let lines: Vec<_> = run.stdout.lines().map(json).filter(|line| line["message_type"] == "status").collect();
+        let parts: Vec<_> = lines.iter().map(|line| line["percent_done"].as_f64().expect("a part")).collect();
+        assert!(!parts.is_empty() && parts.is_sorted() && parts.iter().all(|part| *part <= 1.0), "{run}");
+        assert!(parts.iter().any(|part| (0.1..0.95).contains(part)), "{run}");
+        assert!(lines.iter().any(|line| line["seconds_remaining"].as_u64().is_some()), "{run}");
+        assert!(lines.iter().all(|line| number(line, "total_bytes") >= 6 * MIB as u64), "{run}");
     }
 }
 

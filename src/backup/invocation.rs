@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Instant;
 
@@ -26,11 +26,13 @@ use super::store::nodes::Nodes;
 use super::store::packer::Packer;
 use super::store::seal::Sealing;
 use super::summary::Summary;
+use super::walk::event::Event;
 use super::walk::readahead::Readahead;
 use super::walk::retry::Settling;
 use super::walk::rules::Rules;
 use super::walk::scope::{Origin, Scope, identify};
-use crate::catalog::{Catalog, Parent, SnapshotRow, SourceRow};
+use super::walk::tree::WalkCounts;
+use crate::catalog::{Catalog, Parent, Past, SnapshotRow, SourceRow};
 use crate::crypt::SecretKey;
 use crate::failure::{Failure, FailureKind};
 use crate::format::Timestamp;
@@ -118,6 +120,36 @@ impl Drop for CloseQueues<'_> {
     }
 }
 
+/// Ends the thread that counts ahead, when the backup ends.
+struct EndOfCount<'c>(&'c AtomicBool);
+
+impl Drop for EndOfCount<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The follower of a walk that only counts.
+struct Count<'c>(&'c str);
+
+impl Follower for Count<'_> {
+    fn event(&mut self, _event: Event) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn root_left(&mut self) -> Result<bool, Error> {
+        Ok(false)
+    }
+
+    fn finish(self, counts: WalkCounts) -> Result<Summary, Error> {
+        Ok(Summary::of_walk(self.0, &counts))
+    }
+
+    fn interrupt(self) -> Error {
+        Error::Interrupted
+    }
+}
+
 /// This machine's state, while this run alone may write.
 struct Hold<'r> {
     repository: &'r Repository,
@@ -177,7 +209,10 @@ impl<'a> Invocation<'a> {
         let before = source.map(|source| catalog.latest_size(source)).transpose()?.flatten().map(|(files, _)| files);
         let guard = self.options.policy.guard.as_ref();
         let preview = Preview::new(&self.scope.name, self.scope.root(), before, guard, monitor);
-        self.walk(self.watch, catalog, source, preview)
+        let past = catalog.past()?;
+        // The walk has a connection of its own.
+        drop(catalog);
+        self.walk(self.watch, past, source, preview)
     }
 
     /// Returns the result of a backup that finds the source as in its last snapshot, and has nothing else to do. `None` if a
@@ -205,7 +240,9 @@ impl<'a> Invocation<'a> {
         let glance = Glance { source: &self.scope.name, root: last.root, compared, depth: 0 };
         // A backup that follows reports everything.
         let watch = Watch { monitor: &Silent, ..self.watch };
-        let summary = self.walk(watch, catalog, Some(source), glance)?;
+        let past = catalog.past()?;
+        drop(catalog);
+        let summary = self.walk(watch, past, Some(source), glance)?;
         // Another backup may have changed the catalog during the walk, and then failed.
         let is_same = self.last_snapshot(&open()?)?.1.name == last.name;
         if is_same { Ok(summary) } else { Err(Error::Changed) }
@@ -228,13 +265,10 @@ impl<'a> Invocation<'a> {
     fn walk(
         &self,
         watch: Watch<'_>,
-        catalog: Catalog,
+        past: Past,
         source: Option<SourceRow>,
         follower: impl Follower,
     ) -> Result<Summary, Error> {
-        let past = catalog.past()?;
-        // The walk has a connection of its own.
-        drop(catalog);
         let ahead = Readahead::default();
         thread::scope(|threads| {
             let _close = CloseQueues { lanes: None, ahead: &ahead };
@@ -305,7 +339,30 @@ impl<'a> Invocation<'a> {
         let (session, mut catalog) = self.open_session(hold, mend, lost_packs)?;
         let source = find_source(&session, &mut catalog, &self.scope.name)?;
         expect_as_before(&catalog, Some(source.row), self.watch.monitor)?;
-        self.run_stages(&session, catalog, source)
+        let is_new = catalog.latest_size(source.row)?.is_none();
+        let is_counted = is_new && self.watch.monitor.shows_progress() && !self.options.policy.low_memory;
+        let past = is_counted.then(|| catalog.past()).transpose()?;
+        let is_over = AtomicBool::new(false);
+        thread::scope(|threads| {
+            let _end = EndOfCount(&is_over);
+            if let Some(past) = past {
+                let count = || self.count(past, &is_over);
+                // If the thread can't be started, the total is unknown until the walk is done.
+                let _counter = thread::Builder::new().name("count".into()).spawn_scoped(threads, count);
+            }
+            self.run_stages(&session, catalog, source)
+        })
+    }
+
+    /// Counts the files of a new source ahead, as an estimate of the total. Errors are those of the backup, which reports them.
+    fn count(&self, past: Past, stop: &AtomicBool) {
+        let watch = Watch { monitor: &Silent, stop, ..self.watch };
+        if let (Origin::Tree { .. }, Ok(counted)) =
+            (&self.scope.origin, self.walk(watch, past, None, Count(&self.scope.name)))
+        {
+            let Summary { files, bytes, .. } = counted;
+            self.watch.monitor.progress().expect(Total { files, bytes, estimated: true });
+        }
     }
 
     /// Starts all stages, follows the walk, and makes the snapshot.

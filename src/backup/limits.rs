@@ -22,8 +22,11 @@
 //! MiB. Directories are sorted while no file is read, and most blocks compress to half their size. `tests/memory.rs` checks
 //! the total.
 //!
-//! With `low_memory` there is one sealer, and content that was read ahead waits in two temporary files of 16 MiB, one for small
-//! files and one for large ones.
+//! While the first backup of a source counts its files ahead, which it does only if progress is shown, a second walk takes about
+//! 20 MiB: open directories, names to sort, its SQLite cache and its stack.
+//!
+//! With `low_memory` there is one sealer, nothing is counted ahead, and content that was read ahead waits in two temporary files
+//! of 16 MiB, one for small files and one for large ones.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -115,7 +115,10 @@ impl Checker<'_> {
                 None => "it is missing".to_owned(),
             };
             let why = format!("{found}, but should have {length} bytes according to {}", self.index_name(index));
-            self.flaw(pack, why);
+            match self.packs.length(row) {
+                Some(_) => self.flaw(pack, why),
+                None => self.lost.entry(pack).or_default().flaw = Some(why),
+            }
             self.packs.set_misfit(row);
         }
         Ok(())

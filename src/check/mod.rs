@@ -132,6 +132,8 @@ pub fn check(reader: &Reader, read_data: bool, monitor: &dyn Monitor, stop: &Ato
 struct LostPack {
     /// What is wrong with it, if that was found without reading it.
     flaw: Option<String>,
+    /// Whether it is damaged. Otherwise it seems to be missing, and may have been removed on purpose.
+    is_damaged: bool,
     files: u64,
     directories: u64,
     snapshots: u64,
@@ -259,9 +261,10 @@ impl<'a> Checker<'a> {
 
     /// Notes what is wrong with a pack. It is reported once it is known what needs the pack; more of it at once.
     fn flaw(&mut self, pack: PackId, why: String) {
-        let flaw = &mut self.lost.entry(pack).or_default().flaw;
-        match flaw {
-            None => *flaw = Some(why),
+        let lost = self.lost.entry(pack).or_default();
+        lost.is_damaged = true;
+        match &mut lost.flaw {
+            flaw @ None => *flaw = Some(why),
             Some(_) => self.problem(Path::new(&name::pack(pack)), &why),
         }
     }
@@ -269,13 +272,12 @@ impl<'a> Checker<'a> {
     /// Reports the packs that are missing, have another length, or are damaged, each with what needs it.
     fn lost_packs(&mut self) {
         for (pack, lost) in std::mem::take(&mut self.lost) {
-            let is_missing = self.packs.find(pack).is_none_or(|row| self.packs.length(row).is_none());
             let needed = lost.needed();
             let flaw = lost.flaw.unwrap_or_else(|| "it is missing or damaged".to_owned());
             let (object, why) = (name::pack(pack), format!("{flaw}; {needed}"));
-            match is_missing {
-                true => self.report.doubt(Path::new(&object), why),
-                false => self.problem(Path::new(&object), &why),
+            match lost.is_damaged {
+                true => self.problem(Path::new(&object), &why),
+                false => self.report.doubt(Path::new(&object), why),
             }
         }
     }

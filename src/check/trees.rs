@@ -130,7 +130,9 @@ impl Checker<'_> {
                 WalkStep::Failed(error) => match error.cause::<reader::Error>() {
                     Some(error) => {
                         if let Some(pack) = error.lost_pack() {
-                            self.lost.entry(pack).or_default().directories += 1;
+                            let lost = self.lost.entry(pack).or_default();
+                            lost.directories += 1;
+                            lost.is_damaged |= !error.is_absent();
                             open.last_mut().map_or(&mut whole, |open| &mut open.lacking).insert((Flaw::Lost, pack));
                         }
                         self.failed(&path, error)?;
@@ -244,8 +246,12 @@ impl Checker<'_> {
         if !self.read_data {
             progress.file();
         }
-        if let Some(pack) = result.as_ref().err().and_then(reader::Error::lost_pack) {
-            self.lost.entry(pack).or_default().files += 1;
+        if let Err(error) = &result
+            && let Some(pack) = error.lost_pack()
+        {
+            let lost = self.lost.entry(pack).or_default();
+            lost.files += 1;
+            lost.is_damaged |= !is_lost && !error.is_absent();
             lacking.insert((Flaw::Lost, pack));
         }
         match result {

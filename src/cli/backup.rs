@@ -71,7 +71,8 @@ const OUTPUT: &str = "Output";
 ///
 /// The repository, brackfs's state directory and its mounts are always left out, except for a mount that is given as PATH.
 ///
-/// On a terminal, a line shows the progress; ~ marks estimates based on the source's last snapshot. On SIGUSR1 (kill -USR1),
+/// On a terminal, a line shows the progress; ~ marks estimates. They are based on the source's last snapshot; in the first backup
+/// of a source, files are counted ahead (not with --low-memory). On SIGUSR1 (kill -USR1),
 /// the progress is printed to standard error, with or without a terminal. With -v, new and changed files and new directories
 /// are listed.
 #[derive(Debug, clap::Args)]

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
+use super::candidates;
 use super::exit::Usage;
 use super::global::Global;
 use super::output;
@@ -33,7 +34,7 @@ pub(super) struct Args {
     #[command(flatten)]
     disk: DiskCacheArgs,
     /// Write this file
-    #[arg(value_name = "SNAP:PATH")]
+    #[arg(add = candidates::snapshots(), value_name = "SNAP:PATH")]
     what: OsString,
 }
 

@@ -1,17 +1,27 @@
-//! `brackfs completions`
+//! `brackfs completions`, and the completions themselves: the shell runs brackfs with [`VARIABLE`] for each of them.
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap_complete::Shell;
+use clap_complete::CompleteEnv;
+use clap_complete::env::{EnvCompleter, Shells};
 
+use super::exit::Usage;
 use super::output;
+
+/// If this variable names a shell, the program prints completions for it.
+const VARIABLE: &str = "BRACKFS_COMPLETE";
+
+const PROGRAM: &str = "brackfs";
 
 /// Write shell completions to standard output
 ///
-/// The completions cover commands, options and their possible values. They are generated from this version of the program, so
-/// generate them again after an update.
+/// The completions cover commands, options and their values: snapshots and sources from this machine's catalog, targets of the
+/// configuration, and mounts. Paths in snapshots are completed if the repository is on this machine, and either it is not
+/// encrypted or --key or BRACKFS_KEY_FILE names a key without a passphrase. The script runs brackfs for each completion, so it
+/// need not be made again after an update.
 ///
 /// For one user, bash reads ~/.local/share/bash-completion/completions/brackfs (with the package bash-completion), zsh reads
 /// a file _brackfs in any directory of $fpath, and fish reads ~/.config/fish/completions/brackfs.fish. For all users, the
@@ -25,14 +35,61 @@ Examples:
   brackfs completions fish > ~/.config/fish/completions/brackfs.fish")]
 pub(super) struct Args {
     /// Write completions for this shell
-    #[arg(value_name = "SHELL")]
-    shell: Shell,
+    #[arg(value_name = "SHELL", value_parser = ["bash", "elvish", "fish", "powershell", "zsh"])]
+    shell: String,
 }
 
+/// bash splits words at colons, which separate a snapshot from a path, so the words are put together again.
+const BASH: &str = r#"_brackfs() {
+    local IFS=$'\013' i index=0 words=() current
+    for ((i = 0; i < ${#COMP_WORDS[@]}; i++)); do
+        if ((i > 1)) && [[ ${COMP_WORDS[i]} == :* || ${COMP_WORDS[i - 1]} == *: ]]; then
+            words[${#words[@]} - 1]+=${COMP_WORDS[i]}
+        else
+            words+=("${COMP_WORDS[i]}")
+        fi
+        if ((i == COMP_CWORD)); then
+            index=$((${#words[@]} - 1))
+            break
+        fi
+    done
+    current=${words[index]}
+    COMPREPLY=($(_CLAP_IFS="$IFS" _CLAP_COMPLETE_INDEX="$index" BRACKFS_COMPLETE=bash brackfs -- "${words[@]}" 2>/dev/null))
+    if [[ $COMP_WORDBREAKS == *:* && $current == *:* ]]; then
+        COMPREPLY=("${COMPREPLY[@]#"${current%"${current##*:}"}"}")
+    fi
+    if [[ ${#COMPREPLY[@]} -ne 1 || ${COMPREPLY[0]} == *[=/:] ]]; then
+        compopt -o nospace 2>/dev/null
+    fi
+}
+complete -o bashdefault -o nosort -F _brackfs brackfs 2>/dev/null || complete -o bashdefault -F _brackfs brackfs
+"#;
+
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
-    // Buffered, because the generator panics on a broken pipe.
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut super::command(), "brackfs", &mut script);
+    match args.shell.as_str() {
+        "bash" => script.extend_from_slice(BASH.as_bytes()),
+        shell => {
+            let shells = Shells::builtins();
+            let known: Option<&dyn EnvCompleter> = shells.completer(shell);
+            let known = known.ok_or_else(|| Usage(format!("there are no completions for {shell}")))?;
+            known.write_registration(VARIABLE, PROGRAM, PROGRAM, PROGRAM, &mut script)?;
+        }
+    }
     output::stdout().write_all(&script)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Prints completions if the shell asks for them. An error gives none: the user is in the middle of a line.
+pub(super) fn answer() -> Option<ExitCode> {
+    let directory = std::env::current_dir().ok();
+    let mut words: Vec<OsString> = std::env::args_os().collect();
+    let line = words.iter().position(|word| *word == "--").map_or(words.len(), |dashes| dashes + 1);
+    let line = super::with_target(words.split_off(line));
+    words.extend(line);
+    let completing = CompleteEnv::with_factory(super::command).var(VARIABLE).bin(PROGRAM);
+    match completing.try_complete(words, directory.as_deref()) {
+        Ok(false) => None,
+        Ok(true) | Err(_) => Some(ExitCode::SUCCESS),
+    }
 }

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde_json::json;
 
+use super::candidates;
 use super::entry;
 use super::exit::Usage;
 use super::global::Global;
@@ -34,7 +35,7 @@ pub(super) struct Args {
     #[command(flatten)]
     disk: DiskCacheArgs,
     /// List this snapshot, or this file or directory in it
-    #[arg(value_name = "SNAP[:PATH]")]
+    #[arg(add = candidates::snapshots(), value_name = "SNAP[:PATH]")]
     what: OsString,
     /// Print mode, link count, owner, group, size in bytes, and modification time in the local time zone
     #[arg(short)]

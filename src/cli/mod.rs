@@ -18,12 +18,14 @@
 //! - [`exit`]: from errors to exit codes
 //! - [`log`]: the log for bug reports
 //! - [`version`]: the text of `--version`
+//! - [`candidates`]: values in shell completions
 //! - [`process`]: limits and signal handlers at startup
 //! - [`mount_helper`]: the program under the name `mount.brackfs`, called by mount(8)
 //! - [`manual`]: text of manual pages that clap does not generate
 
 mod adopt;
 mod backup;
+mod candidates;
 mod cat;
 mod catalog;
 mod check;
@@ -159,6 +161,9 @@ pub fn command() -> clap::Command {
 /// Runs the program with the process's arguments.
 pub fn main() -> ExitCode {
     process::prepare();
+    if let Some(code) = completions::answer() {
+        return code;
+    }
     let arguments: Vec<_> = std::env::args_os().collect();
     if mount_helper::is_called(&arguments) {
         return mount_helper::main(&arguments);
@@ -246,7 +251,7 @@ fn config_mistakes(error: &crate::config::Error) -> bool {
     matches!(error, crate::config::Error::Mistakes(_))
 }
 
-/// Replaces `@NAME` after the command by `--repo @NAME`.
+/// Replaces `@NAME` after the command by `--repo=@NAME`, so that the other words stay where they are.
 fn with_target(mut arguments: Vec<OsString>) -> Vec<OsString> {
     let mut command = command();
     let mut at = 1;
@@ -261,9 +266,9 @@ fn with_target(mut arguments: Vec<OsString>) -> Vec<OsString> {
     if let Some(name) = name.filter(|_| at > 1 && !arguments.iter().any(is_repo)) {
         // `init` takes it as an argument.
         if command.get_arguments().any(|argument| argument.get_long() == Some("repo")) {
-            let mut target = OsString::from("@");
+            let mut target = OsString::from("--repo=@");
             target.push(name);
-            arguments.splice(at..=at, ["--repo".into(), target]);
+            arguments.splice(at..=at, [target]);
         }
     }
     arguments
@@ -399,11 +404,11 @@ mod tests {
             let words = words.iter().map(Into::into).collect();
             with_target(words).into_iter().map(|word| word.into_string().unwrap()).collect()
         };
-        let repo = ["brackfs", "ls", "--repo", "@nas", "latest"];
+        let repo = ["brackfs", "ls", "--repo=@nas", "latest"];
         assert_eq!(changed(&["brackfs", "ls", "@nas", "latest"]), repo);
         assert_eq!(
             changed(&["brackfs", "catalog", "verify", "@nas"]),
-            ["brackfs", "catalog", "verify", "--repo", "@nas"]
+            ["brackfs", "catalog", "verify", "--repo=@nas"]
         );
         for same in [
             &["brackfs"][..],

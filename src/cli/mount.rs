@@ -11,6 +11,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use nix::unistd::{Group, User};
 
+use super::candidates;
 use super::exit::Usage;
 use super::global::Global;
 use super::mount_log::Log;
@@ -65,7 +66,7 @@ Examples:
 )]
 pub(super) struct Args {
     /// Mount only this snapshot, or a directory in it
-    #[arg(value_name = "SNAP[:PATH]")]
+    #[arg(add = candidates::snapshots(), value_name = "SNAP[:PATH]")]
     what: Option<OsString>,
     /// Mount on this directory, which must be empty
     #[arg(value_name = "MOUNTPOINT")]

@@ -12,6 +12,7 @@ use clap::builder::TypedValueParser;
 use clap::error::ErrorKind;
 use clap::{Arg, Args, Command, ValueHint};
 
+use super::candidates;
 use super::exit::Usage;
 use super::global::Global;
 use super::{signals, terminal};
@@ -49,7 +50,7 @@ pub(super) struct RepositoryArg {
         env = "BRACKFS_REPOSITORY",
         hide_env_values = true,
         value_name = "REPO",
-        value_hint = ValueHint::DirPath,
+        add = candidates::repositories(),
         value_parser = LocationParser
     )]
     location: Option<Location>,

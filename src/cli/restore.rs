@@ -9,6 +9,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 use serde_json::json;
 
+use super::candidates;
 use super::exit::Usage;
 use super::global::Global;
 use super::output;
@@ -50,7 +51,7 @@ pub(super) struct Args {
     #[command(flatten)]
     disk: DiskCacheArgs,
     /// Restore this snapshot, or this file or directory in it
-    #[arg(value_name = "SNAP[:PATH]")]
+    #[arg(add = candidates::snapshots(), value_name = "SNAP[:PATH]")]
     what: OsString,
     /// Restore into this directory, which is created if it does not exist
     #[arg(long, alias = "target", value_name = "DIR")]

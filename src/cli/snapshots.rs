@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde_json::{Value, json};
 
+use super::candidates;
 use super::exit::{self, Usage};
 use super::global::Global;
 use super::output;
@@ -44,7 +45,7 @@ pub(super) struct Args {
     #[command(flatten)]
     pub(super) reader: ReaderArgs,
     /// List only snapshots of this source
-    #[arg(long, value_name = "NAME")]
+    #[arg(add = candidates::sources(), long, value_name = "NAME")]
     source: Option<String>,
     /// List the forgotten snapshots that `brackfs forget --undo` would show again
     ///

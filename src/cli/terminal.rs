@@ -246,6 +246,10 @@ impl Monitor for Terminal {
         std::process::exit(INTERRUPTED.into());
     }
 
+    fn shows_progress(&self) -> bool {
+        !self.view.bar.is_hidden()
+    }
+
     fn progress(&self) -> &Progress {
         &self.view.progress
     }

@@ -1,0 +1,169 @@
+//! Candidates for values in shell completions: snapshots, sources, targets, and paths in snapshots.
+//!
+//! They come from the catalog, the configuration and local repositories. A completion asks for no passphrase, contacts no
+//! server, and prints no error: without candidates, the shell offers none.
+
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
+
+use clap::{ArgMatches, FromArgMatches};
+use clap_complete::engine::{ArgValueCompleter, CompletionCandidate, PathCompleter, ValueCompleter};
+
+use super::global::Global;
+use super::reader_args::{FirstUse, ReaderArgs, SMALL_CACHE};
+use super::repository_arg::RepositoryArg;
+use super::show::local_name_time;
+use crate::archive::{Archive, Selector};
+use crate::catalog::{Catalog, Presence, SnapshotRow};
+use crate::crypt::SecretKey;
+use crate::monitor::Silent;
+use crate::repository::Repository;
+use crate::state::RepositoryState;
+use crate::sys::mountinfo::{MountInfo, TABLE};
+
+/// Maximum number of snapshots, and of entries of a directory, that are offered.
+const MOST: usize = 500;
+/// The age of a look at a server that still tells which repository is there.
+const LOOKED: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// Completes `SNAP[:PATH]`.
+pub(super) fn snapshots() -> ArgValueCompleter {
+    ArgValueCompleter::new(|current: &OsStr| {
+        let found = match current.as_bytes().contains(&b':') {
+            true => paths(current),
+            false => names_of_snapshots(),
+        };
+        beginning_with(current, found)
+    })
+}
+
+/// Completes the name of a source in the catalog.
+pub(super) fn sources() -> ArgValueCompleter {
+    ArgValueCompleter::new(|current: &OsStr| {
+        let rows = Line::typed().and_then(|line| line.snapshots()).unwrap_or_default();
+        let names: BTreeSet<_> = rows.into_iter().map(|row| row.source).collect();
+        beginning_with(current, Some(names.into_iter().map(CompletionCandidate::new).collect()))
+    })
+}
+
+/// Completes the name of a source in the configuration.
+pub(super) fn configured_sources() -> ArgValueCompleter {
+    ArgValueCompleter::new(|current: &OsStr| {
+        let config = || Line::typed()?.global.config().ok()?;
+        let named = |config: crate::config::Config| {
+            config.sources.into_iter().map(|source| CompletionCandidate::new(source.name)).collect()
+        };
+        beginning_with(current, config().map(named))
+    })
+}
+
+/// Completes a repository: the name of a target, or a directory.
+pub(super) fn repositories() -> ArgValueCompleter {
+    ArgValueCompleter::new(|current: &OsStr| {
+        let config = || Line::typed()?.global.config().ok()?;
+        let named = |config: crate::config::Config| {
+            config.targets.into_iter().map(|target| CompletionCandidate::new(target.name)).collect()
+        };
+        let mut found = beginning_with(current, config().map(named));
+        found.extend(PathCompleter::dir().complete(current));
+        found
+    })
+}
+
+/// Completes a mount point of brackfs.
+pub(super) fn mounts() -> ArgValueCompleter {
+    ArgValueCompleter::new(|current: &OsStr| {
+        let table = std::fs::read(TABLE).unwrap_or_default();
+        let mounts = table.split(|byte| *byte == b'\n').filter_map(MountInfo::parse).filter(MountInfo::is_brackfs);
+        beginning_with(current, Some(mounts.map(|mount| CompletionCandidate::new(mount.mount_point())).collect()))
+    })
+}
+
+fn beginning_with(current: &OsStr, found: Option<Vec<CompletionCandidate>>) -> Vec<CompletionCandidate> {
+    let fits = |one: &CompletionCandidate| one.get_value().as_bytes().starts_with(current.as_bytes());
+    found.unwrap_or_default().into_iter().filter(fits).collect()
+}
+
+/// The command line that is completed.
+struct Line {
+    global: Global,
+    matches: ArgMatches,
+}
+
+impl Line {
+    /// Parses it, as far as it is there.
+    fn typed() -> Option<Line> {
+        let words: Vec<OsString> = std::env::args_os().skip_while(|word| *word != "--").skip(1).collect();
+        let command = super::command().ignore_errors(true);
+        let mut matches = command.try_get_matches_from(super::with_target(words)).ok()?;
+        let global = Global::from_arg_matches(&matches).ok()?;
+        while let Some((_, below)) = matches.remove_subcommand() {
+            matches = below;
+        }
+        Some(Line { global, matches })
+    }
+
+    /// The snapshots of the repository, newest first.
+    fn snapshots(&self) -> Option<Vec<SnapshotRow>> {
+        let place = RepositoryArg::from_arg_matches(&self.matches).ok()?.resolve(&self.global).ok()?.location;
+        let state = self.global.state().ok()?;
+        let (id, known) = match place.is_remote() {
+            true => RepositoryState::looked_at(&state, &place.identity(), LOOKED)?,
+            false => {
+                let id = Repository::open(&place).ok()?.id();
+                (id, RepositoryState::new(&state, id))
+            }
+        };
+        let mut rows = Catalog::view(&known.catalog_path(), id).ok()?.snapshots().ok()?;
+        rows.retain(|row| row.presence == Presence::There);
+        rows.reverse();
+        Some(rows)
+    }
+}
+
+fn names_of_snapshots() -> Option<Vec<CompletionCandidate>> {
+    let rows = Line::typed()?.snapshots()?;
+    let mut found = Vec::new();
+    found.extend((!rows.is_empty()).then(|| CompletionCandidate::new("latest")));
+    let sources: BTreeSet<_> = rows.iter().map(|row| &row.source).collect();
+    found.extend(sources.into_iter().map(|source| CompletionCandidate::new(format!("{source}/latest"))));
+    found.extend(rows.iter().take(MOST).map(|row| {
+        let about = format!("{} {}", row.source, local_name_time(&row.name.time));
+        CompletionCandidate::new(row.name.id.short()).help(Some(about.into()))
+    }));
+    Some(found)
+}
+
+/// The entries of the directory that `SNAP:PATH` begins with.
+fn paths(current: &OsStr) -> Option<Vec<CompletionCandidate>> {
+    let line = Line::typed()?;
+    // A command that only writes has no key.
+    line.matches.try_contains_id("key").ok()?;
+    let args = ReaderArgs::from_arg_matches(&line.matches).ok()?;
+    let place = args.repository.resolve(&line.global).ok()?.location;
+    let repository = Repository::open(&place).ok().filter(|_| !place.is_remote())?;
+    if repository.encrypted() {
+        let key = SecretKey::parse(&std::fs::read(args.key.as_ref()?).ok()?).ok()?;
+        Some(key).filter(|key| !key.is_locked())?;
+    }
+    let typed = current.to_str()?;
+    let selector = Selector::parse(typed.as_bytes()).ok()?;
+    let path = str::from_utf8(&selector.path).ok()?;
+    let directory = path.rfind('/').map_or("", |slash| &path[..=slash]);
+    let front = typed.strip_suffix(path)?;
+    let reader = args.open_in(repository, FirstUse::Refused, &line.global, &Silent, SMALL_CACHE).ok()?;
+    let archive: &dyn Archive = &reader;
+    let snapshot = archive.select(&selector, &mut |_, _| {}).ok()?.snapshot;
+    let listed = archive.at_path(&snapshot, directory.as_bytes()).ok()?;
+    let mut walk = crate::archive::TreeWalk::new(archive, listed.directory()?);
+    let mut found = Vec::new();
+    while let Some(crate::archive::WalkStep::Entry(entry)) = walk.step().filter(|_| found.len() < MOST) {
+        let slash = if entry.directory().is_some() { "/" } else { "" };
+        if let Ok(name) = str::from_utf8(entry.entry().name) {
+            found.push(CompletionCandidate::new(format!("{front}{directory}{name}{slash}")));
+        }
+    }
+    Some(found)
+}
