@@ -49,13 +49,12 @@ impl Checker<'_> {
         progress.of_packs();
         progress.expect(Total { files, bytes, estimated: false });
         for row in 0..self.packs.len() {
-            let (Some(pack), Some(length)) = (self.packs.id(row), self.readable_length(row)) else { continue };
+            let (Some(pack), Some(_)) = (self.packs.id(row), self.readable_length(row)) else { continue };
             self.check_interrupted()?;
             if let Some(record) = self.packs.load(row)? {
                 self.pack(row, pack, &record)?;
             }
             progress.file();
-            progress.bytes(length);
         }
         Ok(())
     }
@@ -194,6 +193,7 @@ impl Checker<'_> {
         hasher.update(bytes);
         *end += length;
         self.monitor.progress().read(length);
+        self.monitor.progress().bytes(length);
         Ok(())
     }
 }

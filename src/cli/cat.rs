@@ -7,7 +7,6 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use super::candidates;
 use super::exit::Usage;
 use super::global::Global;
 use super::output;
@@ -34,7 +33,7 @@ pub(super) struct Args {
     #[command(flatten)]
     disk: DiskCacheArgs,
     /// Write this file
-    #[arg(add = candidates::snapshots(), value_name = "SNAP:PATH")]
+    #[arg(value_name = "SNAP:PATH")]
     what: OsString,
 }
 

@@ -5,11 +5,12 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use clap::Command;
 use clap_complete::CompleteEnv;
 use clap_complete::env::{EnvCompleter, Shells};
 
 use super::exit::Usage;
-use super::output;
+use super::{candidates, output};
 
 /// If this variable names a shell, the program prints completions for it.
 const VARIABLE: &str = "BRACKFS_COMPLETE";
@@ -80,6 +81,31 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The command line, with candidates for values.
+fn command() -> Command {
+    with_candidates(super::command())
+}
+
+fn with_candidates(command: Command) -> Command {
+    let name = command.get_name().to_owned();
+    let command = command.mut_args(|argument| {
+        let takes =
+            |value: &str| argument.get_value_names().is_some_and(|names| names.iter().any(|name| name == value));
+        let is_snapshot = takes("SNAP") || takes("SNAP[:PATH]") || takes("A") || takes("B");
+        let id = argument.get_id().to_string();
+        match (name.as_str(), id.as_str()) {
+            _ if is_snapshot => argument.add(candidates::snapshots()),
+            ("backup", "source") => argument,
+            (_, "source") => argument.add(candidates::sources()),
+            ("run", "sources") => argument.add(candidates::configured_sources()),
+            ("umount", "mountpoint") => argument.add(candidates::mounts()),
+            (_, "location") => argument.add(candidates::repositories()),
+            _ => argument,
+        }
+    });
+    command.mut_subcommands(with_candidates)
+}
+
 /// Prints completions if the shell asks for them. An error gives none: the user is in the middle of a line.
 pub(super) fn answer() -> Option<ExitCode> {
     let directory = std::env::current_dir().ok();
@@ -87,7 +113,7 @@ pub(super) fn answer() -> Option<ExitCode> {
     let line = words.iter().position(|word| *word == "--").map_or(words.len(), |dashes| dashes + 1);
     let line = super::with_target(words.split_off(line));
     words.extend(line);
-    let completing = CompleteEnv::with_factory(super::command).var(VARIABLE).bin(PROGRAM);
+    let completing = CompleteEnv::with_factory(command).var(VARIABLE).bin(PROGRAM);
     match completing.try_complete(words, directory.as_deref()) {
         Ok(false) => None,
         Ok(true) | Err(_) => Some(ExitCode::SUCCESS),

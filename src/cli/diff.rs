@@ -8,7 +8,6 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::candidates;
 use super::entry;
 use super::exit::{self, Usage};
 use super::global::Global;
@@ -55,10 +54,10 @@ pub(super) struct Args {
     #[command(flatten)]
     disk: DiskCacheArgs,
     /// Compare this snapshot, or this file or directory in it: SNAP or SNAP:PATH
-    #[arg(add = candidates::snapshots(), value_name = "A")]
+    #[arg(value_name = "A")]
     before: OsString,
     /// The snapshot to compare it with, usually the newer one: SNAP or SNAP:PATH
-    #[arg(add = candidates::snapshots(), value_name = "B")]
+    #[arg(value_name = "B")]
     after: OsString,
     /// List only differences at or below this path; it may be missing from A or B
     #[arg(value_name = "PATH")]

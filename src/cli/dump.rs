@@ -9,7 +9,6 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 
-use super::candidates;
 use super::exit::Usage;
 use super::global::Global;
 use super::output;
@@ -45,7 +44,7 @@ pub(super) struct Args {
     #[command(flatten)]
     disk: DiskCacheArgs,
     /// Write this snapshot, or this file or directory in it
-    #[arg(add = candidates::snapshots(), value_name = "SNAP[:PATH]")]
+    #[arg(value_name = "SNAP[:PATH]")]
     what: OsString,
     /// Also keep set-id bits, capabilities and devices from mounts that ignored them (nosuid, nodev)
     ///

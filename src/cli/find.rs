@@ -7,7 +7,6 @@ use anyhow::Result;
 use clap::ValueEnum;
 use serde_json::json;
 
-use super::candidates;
 use super::entry;
 use super::exit::{self, Usage};
 use super::global::Global;
@@ -50,10 +49,10 @@ pub(super) struct Args {
     #[arg(short, long)]
     ignore_case: bool,
     /// Search only snapshots of this source
-    #[arg(add = candidates::sources(), long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME")]
     source: Option<String>,
     /// Search only this snapshot
-    #[arg(add = candidates::snapshots(), long, value_name = "SNAP", conflicts_with = "source")]
+    #[arg(long, value_name = "SNAP", conflicts_with = "source")]
     snapshot: Option<String>,
     /// Print only entries of this kind (repeatable)
     #[arg(long = "type", value_enum, value_name = "KIND")]

@@ -10,7 +10,6 @@ use anyhow::{Context, Result};
 use jiff::tz::TimeZone;
 use serde_json::{Value, json};
 
-use super::candidates;
 use super::exit::Usage;
 use super::global::Global;
 use super::output;
@@ -58,12 +57,12 @@ Examples:
   brackfs forget --repo /backup --undo")]
 pub(super) struct Args {
     /// Forget these snapshots
-    #[arg(add = candidates::snapshots(), value_name = "SNAP", conflicts_with_all = POLICY)]
+    #[arg(value_name = "SNAP", conflicts_with_all = POLICY)]
     snapshots: Vec<OsString>,
     #[command(flatten)]
     repository: RepositoryArg,
     /// Apply the policy only to this source (repeatable)
-    #[arg(add = candidates::sources(), help_heading = POLICY_HEADING, long, value_name = "NAME")]
+    #[arg(help_heading = POLICY_HEADING, long, value_name = "NAME")]
     source: Vec<String>,
     /// Apply the policy to each source (source), or to snapshots of a source with the same tags (source,tags)
     #[arg(help_heading = POLICY_HEADING, long, value_name = "GROUPS", default_value = "source")]
@@ -169,7 +168,7 @@ Examples:
   brackfs hold home/latest --repo /backup")]
 pub(super) struct HoldArgs {
     /// Hold these snapshots
-    #[arg(add = candidates::snapshots(), value_name = "SNAP", required = true)]
+    #[arg(value_name = "SNAP", required = true)]
     snapshots: Vec<OsString>,
     #[command(flatten)]
     repository: RepositoryArg,
@@ -186,7 +185,7 @@ Examples:
   brackfs release 1a2b3c4d --repo /backup")]
 pub(super) struct ReleaseArgs {
     /// Release these snapshots
-    #[arg(add = candidates::snapshots(), value_name = "SNAP", required = true)]
+    #[arg(value_name = "SNAP", required = true)]
     snapshots: Vec<OsString>,
     #[command(flatten)]
     repository: RepositoryArg,

@@ -8,7 +8,6 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde_json::json;
 
-use super::candidates;
 use super::entry;
 use super::exit::Usage;
 use super::global::Global;
@@ -35,7 +34,7 @@ pub(super) struct Args {
     #[command(flatten)]
     disk: DiskCacheArgs,
     /// List this snapshot, or this file or directory in it
-    #[arg(add = candidates::snapshots(), value_name = "SNAP[:PATH]")]
+    #[arg(value_name = "SNAP[:PATH]")]
     what: OsString,
     /// Print mode, link count, owner, group, size in bytes, and modification time in the local time zone
     #[arg(short)]

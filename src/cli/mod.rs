@@ -406,10 +406,7 @@ mod tests {
         };
         let repo = ["brackfs", "ls", "--repo=@nas", "latest"];
         assert_eq!(changed(&["brackfs", "ls", "@nas", "latest"]), repo);
-        assert_eq!(
-            changed(&["brackfs", "catalog", "verify", "@nas"]),
-            ["brackfs", "catalog", "verify", "--repo=@nas"]
-        );
+        assert_eq!(changed(&["brackfs", "catalog", "verify", "@nas"]), ["brackfs", "catalog", "verify", "--repo=@nas"]);
         for same in [
             &["brackfs"][..],
             &["brackfs", "@nas"],

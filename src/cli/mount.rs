@@ -11,7 +11,6 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use nix::unistd::{Group, User};
 
-use super::candidates;
 use super::exit::Usage;
 use super::global::Global;
 use super::mount_log::Log;
@@ -66,7 +65,7 @@ Examples:
 )]
 pub(super) struct Args {
     /// Mount only this snapshot, or a directory in it
-    #[arg(add = candidates::snapshots(), value_name = "SNAP[:PATH]")]
+    #[arg(value_name = "SNAP[:PATH]")]
     what: Option<OsString>,
     /// Mount on this directory, which must be empty
     #[arg(value_name = "MOUNTPOINT")]

@@ -12,7 +12,6 @@ use clap::builder::TypedValueParser;
 use clap::error::ErrorKind;
 use clap::{Arg, Args, Command, ValueHint};
 
-use super::candidates;
 use super::exit::Usage;
 use super::global::Global;
 use super::{signals, terminal};
@@ -50,7 +49,7 @@ pub(super) struct RepositoryArg {
         env = "BRACKFS_REPOSITORY",
         hide_env_values = true,
         value_name = "REPO",
-        add = candidates::repositories(),
+        value_hint = ValueHint::DirPath,
         value_parser = LocationParser
     )]
     location: Option<Location>,

@@ -9,7 +9,6 @@ use anyhow::Result;
 use clap::ValueEnum;
 use serde_json::json;
 
-use super::candidates;
 use super::exit::Usage;
 use super::global::Global;
 use super::output;
@@ -51,7 +50,7 @@ pub(super) struct Args {
     #[command(flatten)]
     disk: DiskCacheArgs,
     /// Restore this snapshot, or this file or directory in it
-    #[arg(add = candidates::snapshots(), value_name = "SNAP[:PATH]")]
+    #[arg(value_name = "SNAP[:PATH]")]
     what: OsString,
     /// Restore into this directory, which is created if it does not exist
     #[arg(long, alias = "target", value_name = "DIR")]

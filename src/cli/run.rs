@@ -9,7 +9,6 @@ use anyhow::Result;
 use clap::ValueEnum;
 use serde_json::json;
 
-use super::candidates;
 use super::exit::{self, Usage};
 use super::global::Global;
 use super::output;
@@ -50,7 +49,7 @@ Exit codes are those of brackfs. If several steps fail, the code is that of the 
 order of increasing severity.")]
 pub(super) struct Args {
     /// Run only these sources [default: all]
-    #[arg(add = candidates::configured_sources(), value_name = "SOURCE")]
+    #[arg(value_name = "SOURCE")]
     sources: Vec<String>,
     /// Run only steps of this kind
     ///

@@ -108,7 +108,7 @@ pub(super) fn rfc3339(time: Timestamp) -> String {
 pub(super) fn local(time: Timestamp) -> String {
     let utc = rfc3339(time);
     let local = jiff::Timestamp::from_second(time.seconds).ok().filter(|_| !utc.starts_with('@'));
-    match local.map(|time| time.to_zoned(TimeZone::system())).filter(|local| local.offset() != Offset::UTC) {
+    match local.map(|time| time.to_zoned_datetime(TimeZone::system())).filter(|local| local.offset() != Offset::UTC) {
         Some(local) => local.strftime("%Y-%m-%dT%H:%M:%S%:z").to_string(),
         None => utc,
     }

@@ -6,7 +6,6 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::candidates;
 use super::exit::{self, Usage};
 use super::global::Global;
 use super::output;
@@ -45,7 +44,7 @@ pub(super) struct Args {
     #[command(flatten)]
     pub(super) reader: ReaderArgs,
     /// List only snapshots of this source
-    #[arg(add = candidates::sources(), long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME")]
     source: Option<String>,
     /// List the forgotten snapshots that `brackfs forget --undo` would show again
     ///

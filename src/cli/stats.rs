@@ -7,7 +7,6 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::candidates;
 use super::global::Global;
 use super::output;
 use super::repository_arg::RepositoryArg;
@@ -34,7 +33,7 @@ pub(super) struct Args {
     #[command(flatten)]
     repository: RepositoryArg,
     /// List only snapshots of this source
-    #[arg(add = candidates::sources(), long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME")]
     source: Option<String>,
     /// Print a JSON object
     ///

@@ -5,7 +5,6 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use super::candidates;
 use crate::mount::unmount;
 
 /// Unmount a mount of brackfs
@@ -18,7 +17,7 @@ Examples:
   brackfs umount --lazy /mnt        detach it now, even if it is in use")]
 pub(super) struct Args {
     /// Unmount this directory
-    #[arg(add = candidates::mounts(), value_name = "MOUNTPOINT")]
+    #[arg(value_name = "MOUNTPOINT")]
     mountpoint: PathBuf,
     /// Detach the mount even if it is in use; it ends after its last use
     #[arg(short = 'z', long)]

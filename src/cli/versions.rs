@@ -8,7 +8,6 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde_json::json;
 
-use super::candidates;
 use super::entry;
 use super::exit;
 use super::global::Global;
@@ -47,7 +46,7 @@ pub(super) struct Args {
     #[arg(value_name = "PATH")]
     path: OsString,
     /// Search only snapshots of this source
-    #[arg(add = candidates::sources(), long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME")]
     source: Option<String>,
     /// Print one JSON object for each version
     ///
