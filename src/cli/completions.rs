@@ -89,15 +89,14 @@ fn command() -> Command {
 fn with_candidates(command: Command) -> Command {
     let name = command.get_name().to_owned();
     let command = command.mut_args(|argument| {
-        let takes =
-            |value: &str| argument.get_value_names().is_some_and(|names| names.iter().any(|name| name == value));
-        let is_snapshot = takes("SNAP") || takes("SNAP[:PATH]") || takes("A") || takes("B");
+        let takes = |name: &str| name.starts_with("SNAP") || ["A", "B"].contains(&name);
+        let is_snapshot = argument.get_value_names().is_some_and(|names| names.iter().any(|name| takes(name)));
         let id = argument.get_id().to_string();
         match (name.as_str(), id.as_str()) {
             _ if is_snapshot => argument.add(candidates::snapshots()),
             ("backup", "source") => argument,
             (_, "source") => argument.add(candidates::sources()),
-            ("run", "sources") => argument.add(candidates::configured_sources()),
+            ("run" | "status", "sources") => argument.add(candidates::configured_sources()),
             ("umount", "mountpoint") => argument.add(candidates::mounts()),
             (_, "location") => argument.add(candidates::repositories()),
             _ => argument,

@@ -21,6 +21,9 @@ Results and progress are on standard output, problems, notes and errors on stand
 Every command that does not end with code 0 writes an object
 .B exit_error
 as its last line on standard error, even if the command line is wrong.
+Only
+.BR brackfs\-status (1)
+has exit codes that are results.
 Exceptions are a command that is killed, or that is ended by a second signal.
 .PP
 Times are in RFC 3339, in UTC.
