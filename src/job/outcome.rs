@@ -224,6 +224,6 @@ mod tests {
         assert_eq!(failed.message.matches("interrupted").count(), 1, "{}", failed.message);
         let source = std::io::Error::other("no such thing");
         let failed = super::Failed::from(backup::Error::NoSource { path: "/x".into(), source });
-        assert_eq!(failed.message, "cannot back up /x: no such thing");
+        assert_eq!(failed.message, "cannot back up /x: no such thing; check the path");
     }
 }

@@ -27,8 +27,9 @@ use self::ask::Asker;
 use self::draft::{Draft, absolute, checked_paths, checked_repository};
 use self::existing::{repository_of, without_backup};
 use self::timer::{Schedule, Timer};
-use super::exit::Usage;
+use super::exit::{Reported, Usage};
 use super::global::Global;
+use super::key::owner_id;
 use super::output;
 use super::recipients::read_certificate;
 use super::repository_arg::ResolvedRepository;
@@ -125,7 +126,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let mut code = ExitCode::SUCCESS;
+    let mut ended = Ok(ExitCode::SUCCESS);
     if steps.is_empty() {
         output::message("everything is set up already");
     } else {
@@ -140,11 +141,15 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
             plan.timer.set(schedule, &plan.config, &plan.file)?;
         }
         if !plan.sources.is_empty() {
-            code = run_steps(&RunArgs::backups_of(plan.sources.clone()), global)?;
+            ended = match run_steps(&RunArgs::backups_of(plan.sources.clone()), global) {
+                Err(error) if !error.is::<Reported>() => return Err(error),
+                // The page follows even if the first backup had problems.
+                ended => ended,
+            };
         }
     }
     output::result(page::text(&plan.config, &plan.timer, global)?)?;
-    Ok(code)
+    ended
 }
 
 /// What a new repository is encrypted to.
@@ -320,7 +325,9 @@ impl Plan {
             let location = ResolvedRepository::of(target, global).location;
             let owner = match key {
                 Key::Recipients(certificates) => Owner::Recipients(certificates.clone()),
-                Key::Passphrase(passphrase) => Owner::Passphrase(passphrase.clone()),
+                Key::Passphrase(passphrase) => {
+                    Owner::Passphrase { passphrase: passphrase.clone(), user_id: owner_id() }
+                }
             };
             let made = init(&location, &state, owner)?;
             RepositoryState::forget_looks(&state, &location.identity());
