@@ -344,7 +344,7 @@ fn verify_reports_catalog_entries_that_the_repository_lacks() {
         }
     }
     let leaf = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
-    let run = world.site.brackfs(&["catalog", "verify"]).code(1);
+    let run = world.site.brackfs(&["catalog", "verify", "-v"]).code(1);
     says(
         &run,
         &[
@@ -959,7 +959,7 @@ fn check_finds_a_false_index() {
         &|index| blocks(index, &|block| block.chunks[0].0.0[31] ^= 1),
     ];
     for forge in in_chunks {
-        let (without, with, words) = check(forge, "does not match index/");
+        let (without, with, words) = check(forge, "does not match index ");
         says(&without.code(1), &[&words, "its reference to the block at"]);
         says(&with, &[&words]);
     }

@@ -137,7 +137,8 @@ impl Twice {
     /// Asserts that a check fails and names one of these.
     #[track_caller]
     fn check_names(&self, arguments: &[&str], names: &[&str]) {
-        let run = self.site.brackfs(&[&["check"], arguments].concat()).code(1);
+        // With -v, the names of objects are whole.
+        let run = self.site.brackfs(&[&["check", "-v"], arguments].concat()).code(1);
         assert!(!run.stderr.contains("panicked"), "{run}");
         assert!(names.iter().any(|name| run.stderr.contains(name)), "it names none of {names:?}\n{run}");
     }

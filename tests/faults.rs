@@ -24,7 +24,9 @@ const BUS: i32 = 128 + 7;
 #[track_caller]
 fn says_why(end: &Run) {
     assert!(!end.stderr.contains("panicked") && !end.stderr.contains("please report"), "a defect shows\n{end}");
-    let mut lines = end.stderr.lines().filter(|line| line.starts_with("brackfs: "));
+    // With --json, it is an object.
+    let is_failure = |line: &str| line.starts_with("brackfs: ") || line.contains(r#""message_type":"exit_error""#);
+    let mut lines = end.stderr.lines().filter(|line| is_failure(line));
     let line = lines.next().unwrap_or_else(|| panic!("nothing is said\n{end}"));
     assert!(lines.next().is_none(), "it is said more than once\n{end}");
     // SQLite has its own messages, and treats a file that it cannot open as read-only.
