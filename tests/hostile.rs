@@ -184,6 +184,8 @@ fn patiently(site: &Site, arguments: &[OsString]) -> Run {
     let inner = site.command(arguments);
     let mut command = Command::new("timeout");
     command.args(["--signal=KILL", PATIENCE]).arg(inner.get_program()).args(inner.get_args());
+    // Names of objects are whole then.
+    command.arg("--verbose");
     command.current_dir(site.path()).stdin(std::process::Stdio::null());
     for (name, value) in inner.get_envs() {
         match value {

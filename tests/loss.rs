@@ -269,7 +269,7 @@ fn only_valid_snapshots_are_selected() {
         }
         // Selecting one by its id fails with a message.
         for id in ["00112233445566ff", "00112233445566fe"] {
-            let run = world.brackfs(&["cat", &format!("{id}:c")]).code(1);
+            let run = world.brackfs(&["cat", &format!("{id}:c"), "-v"]).code(1);
             assert!(run.stderr.contains(id) && run.stdout.is_empty(), "{run}");
         }
         let listed = world.elsewhere(&["snapshots", "--json"]).code(1);
