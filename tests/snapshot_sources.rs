@@ -5,7 +5,7 @@
 mod common;
 
 use std::fs::{self, File, Permissions};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -229,6 +229,29 @@ fn a_file_system_without_snapshots_is_read_live_or_refused_as_configured() {
         assert!(run.stdout.contains(words), "{run}");
     }
     assert_eq!(world.records(), 0);
+}
+
+#[test]
+fn no_snapshot_is_made_where_another_user_could_redirect_its_removal() {
+    let world = World::new("btrfs");
+    world.subvolume("home");
+    fs::write(world.at("home/file"), "content").unwrap();
+    chown(world.at("home"), Some(1234), Some(1234)).unwrap();
+    for (kind, code) in [("btrfs", 1), ("auto", 0)] {
+        world.configure(&format!("{}snapshot = \"{kind}\"\n", paths(&[&world.at("home")])), "");
+        let run = world.run().code(code);
+        let said = format!("another user can change {}", world.at("home").display());
+        assert!([&run.stdout, &run.stderr].iter().any(|text| text.contains(&said)), "{run}");
+        assert_eq!((world.subvolumes().len(), world.records()), (1, 0));
+        assert!(!world.at("home/.brackfs-snapshots").exists());
+    }
+    assert_eq!(world.site.brackfs(&["cat", "latest:file"]).ok().stdout, "content");
+    // The user could also make the folder first.
+    chown(world.at("home"), Some(0), Some(0)).unwrap();
+    symlink("/", world.at("home/.brackfs-snapshots")).unwrap();
+    world.configure(&format!("{}snapshot = \"btrfs\"\n", paths(&[&world.at("home")])), "");
+    world.run().code(1);
+    assert_eq!((world.subvolumes().len(), world.records()), (1, 0));
 }
 
 #[test]

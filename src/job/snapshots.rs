@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, flock, makedev};
+use rustix::fs::{FlockOperation, Mode, flock, makedev};
 
 use super::outcome::Failed;
 use crate::backup::{Placed, SNAPSHOT_FOLDER};
@@ -99,6 +99,13 @@ impl<'a> Snapshots<'a> {
                 SnapshotKind::Btrfs => on.subvolume(&path)?,
                 _ => on.point.clone(),
             };
+            if let Some(why) = Some(&top).filter(|_| kind == SnapshotKind::Btrfs).and_then(|top| exposure(top)) {
+                if wanted.kind.is_some() {
+                    return Err(Failed::new(format!("cannot make a snapshot of {}: {why}", top.display())));
+                }
+                note(&format!("{} is read live: {why}", path.display()));
+                continue;
+            }
             if !tops.contains(&top) {
                 all.add(kind, on, &top, wanted.size)?;
                 tops.push(top);
@@ -127,6 +134,9 @@ impl<'a> Snapshots<'a> {
                 let nested = nested_subvolumes(top, &ask)?;
                 let folder = top.join(SNAPSHOT_FOLDER);
                 make_private(&folder)?;
+                if let Some(why) = exposure(&folder) {
+                    return Err(Failed::new(format!("cannot make a snapshot in {}: {why}", folder.display())));
+                }
                 let at = folder.join(&name);
                 self.hold(&name, Made::Btrfs(at.clone()))?;
                 let words = ["subvolume", "snapshot", "-r"].map(OsStr::new);
@@ -222,6 +232,19 @@ fn check_owner(state: &Path) -> Result<(), Failed> {
     Ok(())
 }
 
+/// Returns how another user could put something else in the place of a directory with snapshots, and so make this one remove
+/// any subvolume.
+fn exposure(folder: &Path) -> Option<String> {
+    let user = rustix::process::geteuid().as_raw();
+    let is_safe = |found: &fs::Metadata| {
+        let mode = Mode::from_raw_mode(found.mode());
+        let is_shared = mode.intersects(Mode::WGRP | Mode::WOTH) && !mode.contains(Mode::SVTX);
+        found.is_dir() && !is_shared && [0, user].contains(&found.uid())
+    };
+    let exposed = folder.ancestors().find(|folder| !folder.symlink_metadata().is_ok_and(|found| is_safe(&found)))?;
+    Some(format!("another user can change {}", exposed.display()))
+}
+
 /// Removes the snapshots of runs that were killed.
 pub(super) fn remove_leftovers(state: &Path, note: &dyn Fn(&str)) {
     if !state.join(RECORDS).exists() {
@@ -287,7 +310,10 @@ impl Made {
         let run = |program: &str, arguments: &[&OsStr]| command(program, arguments, &|| begun.elapsed() > REMOVAL);
         match self {
             Made::Btrfs(at) if at.symlink_metadata().is_err() => Ok(()),
-            Made::Btrfs(at) => run("btrfs", &[OsStr::new("subvolume"), OsStr::new("delete"), at.as_os_str()]).map(drop),
+            Made::Btrfs(at) => match at.parent().and_then(exposure) {
+                Some(why) => Err(Failed::new(format!("cannot remove the snapshot {}: {why}", at.display()))),
+                None => run("btrfs", &[OsStr::new("subvolume"), OsStr::new("delete"), at.as_os_str()]).map(drop),
+            },
             Made::Zfs(name) => {
                 gone(run("zfs", &[OsStr::new("destroy"), name]), &["does not exist", "could not find any snapshots"])
             }

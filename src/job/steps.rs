@@ -382,7 +382,7 @@ impl<'a> Run<'a> {
             if job.dry_run {
                 return Ok(Outcome::Skipped("a dry run checks nothing".into()));
             }
-            let repository = environment.caller.open(target, Vec::new())?;
+            let repository = environment.open(target, Vec::new())?;
             let state = RepositoryState::new(environment.state, repository.id());
             let found =
                 session::check_part(&repository, &state, read_data, target.wait_lock, monitor, environment.stop)?;
