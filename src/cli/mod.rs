@@ -10,7 +10,7 @@
 //! - [`memory`]: default cache sizes
 //! - [`terminal`]: problems and progress of a run; [`progress`] formats the progress, [`ticker`] calls it
 //! - [`entry`]: entries of snapshots, as text and as JSON
-//! - [`unit`]: units of systemd
+//! - [`mod@unit`]: units of systemd
 //! - [`show`]: sizes, times and modes as text
 //! - [`overview`]: the state of all backups as text; [`html`]: as a web page; [`record`]: steps made by hand
 //! - [`output`]: lines on standard output and standard error; [`systemd`]: whether they go to the journal

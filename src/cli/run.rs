@@ -27,8 +27,9 @@ use crate::storage::{Ahead, Location};
 ///
 /// Each source is backed up to each of its targets. Then snapshots are forgotten by the policy of their source (keep), but only
 /// on targets that got a new snapshot of it in this run in which no path was missing. Targets whose last prune is older than
-/// prune.every are pruned. If the configuration has [check], targets whose last check is older than check.every are checked,
-/// and a part of their data is read; this needs no secret key, only this machine's host key. Hooks run before and after. See brackfs-config(5).
+/// prune.every are pruned. If the configuration has a table check, targets whose last check is older than check.every are
+/// checked, and a part of their data is read; this needs no secret key, only this machine's host key. Hooks run before and
+/// after. See brackfs-config(5).
 ///
 /// If a step fails, the steps that need it are skipped, and all others are done. At the end a table shows each step. On a
 /// terminal it is always printed, otherwise only if there was a failure or a problem. The journal of systemd gets a line about the

@@ -6,8 +6,8 @@
 //! - [`scope`]: what an overview is of; [`whole`]: reading it, and the verdict
 //! - [`backup`]: the backups of a source on a target, and whether they are fresh
 //! - [`target`]: a target: its last prune and check, its size and the certificates of its recipients
-//! - [`calendar`]: the backups of each day
-//! - [`metrics`]: an overview as metrics for Prometheus
+//! - [`mod@calendar`]: the backups of each day
+//! - [`mod@metrics`]: an overview as metrics for Prometheus
 
 mod backup;
 mod calendar;

@@ -4,7 +4,7 @@
 //! so a setup that failed can be run again.
 //!
 //! - [`ask`]: questions on a terminal
-//! - [`draft`]: the configuration, from the answers
+//! - [`mod@draft`]: the configuration, from the answers
 //! - [`existing`]: what is there already
 //! - [`timer`]: the service and its timer
 //! - [`page`]: what to keep for a restore
