@@ -37,7 +37,7 @@ Members are not removed, and their meaning does not change, within a version of 
 
 const FILES: &str = r#".SH FILES
 .TP
-.I schemas/*.json
+.IR schemas/*.json ", " /usr/share/brackfs/schemas
 A JSON Schema (2020\-12) for each command, with all of its objects.
 "#;
 
