@@ -946,7 +946,9 @@ fn check_finds_a_false_index() {
         let world = World::new();
         world.site.brackfs(&["check", "--read-data"]).ok();
         forge_indexes(&world, forge);
-        (world.site.brackfs(&["check"]), world.site.brackfs(&["check", "--read-data"]).code(1), words.to_owned())
+        // With -v, all problems are shown, and names are whole.
+        let [without, with] = [&["check", "-v"][..], &["check", "-v", "--read-data"]].map(|it| world.site.brackfs(it));
+        (without, with.code(1), words.to_owned())
     };
     let blocks = |index: &mut Index, change: &dyn Fn(&mut IndexedBlock)| {
         index.packs.iter_mut().flat_map(|pack| &mut pack.blocks).for_each(change);
@@ -959,17 +961,17 @@ fn check_finds_a_false_index() {
         &|index| blocks(index, &|block| block.chunks[0].0.0[31] ^= 1),
     ];
     for forge in in_chunks {
-        let (without, with, words) = check(forge, "does not match index ");
+        let (without, with, words) = check(forge, "does not match index/");
         says(&without.code(1), &[&words, "its reference to the block at"]);
         says(&with, &[&words]);
     }
     // Lies that only the data reveals.
     let in_data: [(&str, Forge<'_>); 3] = [
-        ("does not match index ", &|index| {
+        ("does not match index/", &|index| {
             blocks(index, &|block| block.chunks.push((Digest::of(b"invented"), 8)));
         }),
         ("the check of the block at", &|index| blocks(index, &|block| block.check.0[0] ^= 1)),
-        ("its sum differs from index ", &|index| {
+        ("its sum differs from index/", &|index| {
             index.packs.iter_mut().for_each(|pack| pack.digest = Some(Digest::of(b"x")))
         }),
     ];
@@ -989,7 +991,7 @@ fn check_finds_a_false_index() {
     ];
     for forge in in_lengths {
         let (without, with, words) = check(forge, "bytes");
-        says(&without.code(1), &["index ", &words]);
-        says(&with, &["index ", &words]);
+        says(&without.code(1), &["index/", &words]);
+        says(&with, &["index/", &words]);
     }
 }
