@@ -5,7 +5,7 @@
 mod common;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use common::machine::mount_tmpfs;
 use common::ordeal::{Ordeal, Random, place_one, rounds};
@@ -51,14 +51,16 @@ impl Drop for Small {
     }
 }
 
-/// Asserts that a run on a full disk reports it in one line, which is an object with --json.
+/// Asserts that a run on a full disk reports it in one line, which is an object with --json, and names one of these places.
 #[track_caller]
-fn says_full(end: &Run) {
+fn says_full(end: &Run, places: &[&Path]) {
     let mut lines = end.stderr.lines();
     let line = lines.next().unwrap_or_else(|| panic!("no message\n{end}"));
     let is_failure = line.starts_with("brackfs: ") || line.contains("exit_error");
     assert!(lines.next().is_none() && is_failure, "more than one line\n{end}");
-    assert!(line.contains("No space left") || line.contains("full"), "the message does not name the full disk\n{end}");
+    assert!(line.contains("No space left") || line.contains("full"), "the message does not say why\n{end}");
+    let is_named = places.iter().any(|place| line.contains(place.to_str().expect("a path")));
+    assert!(is_named, "the message does not name the disk\n{end}");
 }
 
 /// Backs up with increasing free space on the disk with `folder`, up to about `most`.
@@ -80,7 +82,7 @@ fn sweep(name: &str, folder: &str, steps: u64, most: u64) {
             0 => {}
             1 => {
                 full += 1;
-                says_full(&end);
+                says_full(&end, &[&small.path, &ordeal.site.path().join(folder)]);
                 // Readers do not need free space.
                 ordeal.holds_so_far();
             }
@@ -114,7 +116,7 @@ fn frees_space(folder: &str) {
         ordeal.back_up();
     }
     small.resize(small.used().max(PAGE));
-    says_full(&ordeal.site.backup(&["--time", "2027-01-01"]).code(1));
+    says_full(&ordeal.site.backup(&["--time", "2027-01-01"]).code(1), &[&small.path, &ordeal.site.path().join(folder)]);
     ordeal.forget_all_but(2);
     small.resize(small.used().max(PAGE));
     let mut prune = ordeal.site.command(&["prune", "--json", "--grace", "0", "--max-copy", "0", "--max-waste", "0"]);
@@ -165,7 +167,7 @@ fn prunes(folder: &str, steps: u64, most: u64) {
             0 => {}
             1 => {
                 full += 1;
-                says_full(&end);
+                says_full(&end, &[&small.path, &ordeal.site.path().join(folder)]);
                 // Readers do not need free space.
                 ordeal.site.brackfs(&["check", "--read-data"]).ok();
             }
@@ -201,7 +203,7 @@ fn a_full_temporary_directory_loses_nothing() {
         let end = run(command);
         if end.code != 0 {
             assert_eq!(end.code, 1, "{end}");
-            says_full(&end);
+            says_full(&end, &[&small.path]);
             assert!(end.stderr.contains("TMPDIR"), "{end}");
             full += 1;
         }

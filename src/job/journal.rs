@@ -15,8 +15,8 @@ use crate::sys::owner::open_private;
 
 /// The name of the file.
 const FILE: &str = "journal.sqlite";
-/// The schema version, in SQLite's `user_version`. Records of older ones, which were never released, are dropped.
-const SCHEMA: i64 = 2;
+/// The schema version, in SQLite's `user_version`.
+const SCHEMA: i64 = 1;
 /// How long another process may hold the journal.
 const BUSY: Duration = Duration::from_secs(10);
 /// How long entries are kept, in seconds: longer than a year, so that a year can be shown.
@@ -113,9 +113,7 @@ impl Journal {
             }
             db.execute_batch(&format!(
                 "BEGIN IMMEDIATE;
-                DROP TABLE IF EXISTS steps;
-                DROP TABLE IF EXISTS runs;
-                CREATE TABLE steps (
+                CREATE TABLE IF NOT EXISTS steps (
                     id INTEGER PRIMARY KEY,
                     ended INTEGER NOT NULL,    -- seconds since 1970
                     seconds REAL NOT NULL,     -- how long it took
@@ -131,9 +129,9 @@ impl Journal {
                     stored_bytes INTEGER,
                     problems INTEGER
                 ) STRICT;
-                CREATE INDEX by_what ON steps (step, target, source, ended);
-                CREATE INDEX by_repository ON steps (target, ended) WHERE repository IS NOT NULL;
-                CREATE TABLE runs (
+                CREATE INDEX IF NOT EXISTS by_what ON steps (step, target, source, ended);
+                CREATE INDEX IF NOT EXISTS by_repository ON steps (target, ended) WHERE repository IS NOT NULL;
+                CREATE TABLE IF NOT EXISTS runs (
                     id INTEGER PRIMARY KEY,
                     ended INTEGER NOT NULL,
                     code INTEGER NOT NULL      -- the exit code

@@ -254,7 +254,7 @@ impl DirectoryStorage {
     /// Copies a spool to a synced temporary file in the folder of its object.
     fn copy(&self, spool: &Spool) -> io::Result<Spool> {
         let (name, length) = (spool.object(), spool.length());
-        let mut copy = temporary_file(name, self.folder_for(name)?, spool.run())?;
+        let mut copy = temporary_file(self.root.path(), name, self.folder_for(name)?, spool.run())?;
         let copied = io::copy(&mut spool.contents(), &mut copy.file)?;
         if copied != length {
             return Err(io::Error::other(format!(
@@ -365,13 +365,13 @@ impl Storage for DirectoryStorage {
             match openat(&folder, ".", OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC, MODE) {
                 Ok(fd) => {
                     owner::follow(&fd, &folder);
-                    return Ok(Spool::in_folder(fd.into(), name, run, Home::new(folder, None)));
+                    return Ok(Spool::in_folder(fd.into(), name, run, Home::new(self.root.path(), folder, None)));
                 }
                 Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOENT | Errno::NOSYS) => {}
                 Err(e) => return Err(self.failed("write", name, e)),
             }
         }
-        temporary_file(name, folder, run).map_err(|e| self.failed("write", name, e))
+        temporary_file(self.root.path(), name, folder, run).map_err(|e| self.failed("write", name, e))
     }
 
     fn store(&self, spool: &Spool) -> Result<(), Error> {
@@ -539,12 +539,12 @@ fn knows_no_links(error: Errno) -> bool {
 }
 
 /// Creates a spool for `name` with a temporary name in its folder.
-fn temporary_file(name: &str, folder: OwnedFd, run: Uuid) -> Result<Spool, Errno> {
+fn temporary_file(root: &Path, name: &str, folder: OwnedFd, run: Uuid) -> Result<Spool, Errno> {
     let temporary = temporary_name(run);
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = openat(&folder, &temporary, flags, MODE)?;
     owner::follow(&file, &folder);
-    Ok(Spool::in_folder(file.into(), name, run, Home::new(folder, Some(temporary))))
+    Ok(Spool::in_folder(file.into(), name, run, Home::new(root, folder, Some(temporary))))
 }
 
 /// Returns the names in a folder and their types. Invalid UTF-8 is replaced; names used by brackfs are ASCII, so such a

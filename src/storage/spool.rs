@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
@@ -40,10 +40,12 @@ pub struct Spool {
     _slot: Option<Slot>,
 }
 
-/// The folder of an object in a directory, and the file's temporary name in it.
+/// The folder of an object in a target's directory, and the file's temporary name in it.
 #[derive(Debug)]
 pub(super) struct Home {
     pub(super) folder: OwnedFd,
+    /// The target's directory.
+    root: PathBuf,
     /// `None` for an unnamed file (`O_TMPFILE`).
     pub(super) temporary: Option<String>,
     /// The temporary name was renamed to the object's name.
@@ -85,7 +87,14 @@ impl Spool {
         }
         self.file.write_all(bytes).map_err(|e| match &self.folder {
             Some(folder) => Error::io("write a temporary file in", &folder.display().to_string(), e),
-            None => Error::io("write", &self.object, e),
+            None => {
+                let error = Error::io("write", &self.object, e);
+                match &self.home {
+                    // Which disk is full.
+                    Some(home) if error.kind == ErrorKind::Full => error.at(&home.root.display().to_string()),
+                    _ => error,
+                }
+            }
         })?;
         self.length = length;
         Ok(())
@@ -115,8 +124,8 @@ impl Spool {
 }
 
 impl Home {
-    pub(super) fn new(folder: OwnedFd, temporary: Option<String>) -> Self {
-        Home { folder, temporary, renamed: AtomicBool::default() }
+    pub(super) fn new(root: &Path, folder: OwnedFd, temporary: Option<String>) -> Self {
+        Home { folder, root: root.to_owned(), temporary, renamed: AtomicBool::default() }
     }
 }
 
