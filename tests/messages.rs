@@ -108,7 +108,7 @@ fn wrong_repositories_and_snapshots_are_explained() {
             case(&["ls", "docs/latest"], 1, &["source called docs", "`brackfs snapshots` lists them"]),
             case(&["ls", "2001-01-01"], 1, &["begins with 2001-01-01", "`brackfs snapshots` lists them"]),
             case(&["forget", "zz"], 1, &["called zz", "`brackfs snapshots` lists them"]),
-            case(&["ls", "latest:zz"], 1, &["no /zz in the snapshot", "brackfs ls"]),
+            case(&["ls", "latest:zz"], 1, &["the snapshot has no /zz", "brackfs ls"]),
             case(&["ls", "latest:hello.txt/x"], 1, &["/hello.txt is not a directory"]),
             case(&["versions", "zz"], 1, &["no snapshot has zz", "brackfs find"]),
             case(&["cat", "latest"], 1, &["latest", "whole snapshot", "latest:PATH"]),

@@ -130,7 +130,7 @@ pub fn check(reader: &Reader, read_data: bool, monitor: &dyn Monitor, stop: &Ato
 /// A pack that cannot be read, and what needs it. Shared directories and files are counted once.
 #[derive(Debug, Default)]
 struct LostPack {
-    /// What is wrong with it, if that was found without reading it.
+    /// Its defect, if it was found without reading the pack.
     flaw: Option<String>,
     /// Whether it is damaged. Otherwise it seems to be missing, and may have been removed on purpose.
     is_damaged: bool,

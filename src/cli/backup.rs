@@ -106,13 +106,13 @@ pub(super) struct Args {
     paths: Vec<PathBuf>,
     /// Back up the directory OLD under the path NEW (repeatable)
     ///
-    /// For copies and file-system snapshots of a directory: the snapshot, patterns and the detection of changes see only
-    /// the absolute path NEW, so unchanged files are not read again wherever OLD is at the next backup. With --as NEW, the
+    /// For copies and file-system snapshots of a directory: the snapshot, patterns and the detection of changes see only the
+    /// absolute path NEW, so unchanged files are not read again even if OLD is elsewhere at the next backup. With --as NEW, the
     /// only PATH is OLD.
     ///
-    /// With several paths, the directories above NEW are taken from above OLD if OLD ends with NEW, as in
-    /// /home/me=/mnt/old/home/me, or if this machine does not have them; otherwise they are this machine's. NEW cannot be
-    /// above or below another path.
+    /// With several paths, the snapshot also has the directories above NEW. They are read from the directories above OLD if OLD
+    /// ends with NEW, as in /home/me=/mnt/old/home/me, or if this machine has no such directories; otherwise from this machine.
+    /// NEW cannot be above or below another path.
     #[arg(long = "as", value_name = "NEW=OLD")]
     placed: Vec<OsString>,
     /// Also back up the paths listed in FILE, one per line or NUL-terminated; - is standard input (repeatable)

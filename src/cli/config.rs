@@ -81,8 +81,8 @@ pub(super) struct ShowArgs {
 /// waits for the mounts that targets require, and hands over the credentials that the configuration names. Print it again after a
 /// change of targets.
 ///
-/// The service runs as the user brackfs, who may read all files. Some configurations need root: a command of another user, and
-/// servers whose login is in root's home directory. The drop-in then says User=root.
+/// The service runs as the user brackfs, which may read all files. The drop-in has User=root if a source's command runs as
+/// another user, or if the login of a server is in root's home directory.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -254,7 +254,7 @@ pub fn environment(command: &Command, commands: &[Command]) -> Vec<(String, Stri
         ),
         (
             "LC_ALL, LC_CTYPE, LANG",
-            "The first of these that is set decides whether marks other than those of ASCII are printed: if it names UTF\\-8.",
+            "Marks that are not ASCII are printed only if the first of these that is set names UTF\\-8.",
             is(command, &["status"]),
         ),
         (

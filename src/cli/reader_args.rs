@@ -427,7 +427,7 @@ pub(super) fn select(archive: &dyn Archive, selector: &Selector, monitor: &dyn M
     let name = &snapshot.name;
     if selector.is_latest_of_all() && sources > 1 {
         monitor.note(&format!(
-            "latest is snapshot {} of {source} ({}); there are {sources} sources, and {source}/latest names one",
+            "latest is snapshot {} of {source} ({}); there are {sources} sources; use {source}/latest to choose one",
             name.id.short(),
             show::local_name_time(&name.time),
             source = snapshot.source
@@ -438,7 +438,7 @@ pub(super) fn select(archive: &dyn Archive, selector: &Selector, monitor: &dyn M
         && show::local_name_time(&name.time) != name_time(&name.time)
     {
         monitor.note(&format!(
-            "{selector} is UTC, since it has no offset: it is snapshot {} of {}",
+            "{selector} has no offset, so it is UTC; it names snapshot {} of {}",
             name.id.short(),
             show::local_name_time(&name.time)
         ));

@@ -38,14 +38,14 @@ const DIRECTORIES: usize = 10;
 
 /// Make a report of all backups, as text or as a web page
 ///
-/// Says what brackfs-status(1) says, and lists the problems of the last 30 days. The page also has a calendar of the last year
-/// and the sizes over time for each source and target. It is a single file without scripts, and loads nothing.
+/// Shows the same as brackfs-status(1), and lists the problems of the last 30 days. The page also has a calendar of the last
+/// year and the sizes over time for each source and target. It is a single file without scripts, and loads nothing.
 ///
-/// The page can show what made the sources grow: the directories with the most data in files that are new or changed between the
-/// last two snapshots. This needs a secret key without a passphrase (--key), or a repository that is not encrypted (--repo). Only
-/// then is a repository opened, that of --repo or the only configured target.
+/// The page can show what made the sources grow: the directories with the most data in files that are new or changed between
+/// the last two snapshots. This needs a secret key without a passphrase (--key), or a repository that is not encrypted
+/// (--repo). Only then does it open a repository: the one given with --repo, or the only configured target.
 ///
-/// The exit code says whether the report was made, not what it says.
+/// The exit code says only whether the report was made. For the state of the backups, use the exit code of brackfs-status(1).
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -56,9 +56,9 @@ Examples:
 In a crontab:
   0 8 * * 1  brackfs report")]
 pub(super) struct Args {
-    /// Make a web page, in FILE, or else on standard output
+    /// Write a web page to FILE [default: standard output]
     ///
-    /// FILE is replaced as a whole, and readable only by its user: the page has paths of files.
+    /// FILE is replaced as a whole. Only its owner can read it, since the page has paths of files.
     #[arg(long, value_name = "FILE", num_args = 0..=1)]
     html: Option<Option<PathBuf>>,
     #[command(flatten)]

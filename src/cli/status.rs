@@ -22,8 +22,8 @@ use crate::overview::{BackupState, Backups, Overview, TargetOverview, Tries, Ver
 
 /// Show whether all backups are fresh
 ///
-/// Needs no key, and opens no target: a target that is away does not matter. The configuration says which backups there should
-/// be; the record of runs and the catalogs on this machine say which there are. Run it as the user who runs the backups.
+/// Needs no key and opens no target, so targets may be offline. The configuration says which backups there should be; the
+/// record of runs and the catalogs on this machine say which were made. Run it as the user who runs the backups.
 ///
 /// For each source on each target: its state, the age of the last completed backup, the number of snapshots and the size of
 /// the source. Below them, a mark for each of the last 30 days (of the best backup on that local day), and a bar for each of
@@ -33,10 +33,10 @@ use crate::overview::{BackupState, Backups, Overview, TargetOverview, Tries, Ver
 /// A state is ok; problems (the last backup is fresh, but not complete); skipped (fresh, and skipped since then); LATE (older
 /// than --max-age); FAILED (the last try failed); or never.
 ///
-/// All steps of `brackfs run` are recorded. Of commands given by hand, completed ones of backup, prune and check are recorded
-/// if the repository is named as a configured target (such as @nas); those of backup also need the name of a source that is
-/// configured for this target, and are not recorded with --time. Not recorded are other commands, repositories given as a path
-/// or URL, and commands on other machines or by other users.
+/// All steps of `brackfs run` are recorded. A backup, prune or check by hand is recorded when it completes, if the repository
+/// is named as a configured target (such as @nas). For a backup, the source must also be configured for this target, and there
+/// must be no --time. Other commands are not recorded, nor are those with a repository given as a path or URL, on other
+/// machines, or by other users.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -52,7 +52,7 @@ pub(super) struct Args {
     /// Show only these sources [default: all]
     #[arg(value_name = "SOURCE")]
     sources: Vec<String>,
-    /// Take a backup for late if it is older than DURATION [default: max-age of the source, or 36h]
+    /// Report a backup as late if it is older than DURATION [default: max-age of the source, or 36h]
     ///
     /// DURATION is a number with ms, s, m, h, d or w, such as 90m, 26h or 1d12h.
     #[arg(long, value_name = "DURATION", value_parser = parse_age)]

@@ -92,7 +92,11 @@ impl<'a> Snapshots<'a> {
             let above = table.iter().filter(|on| path.starts_with(&on.point));
             let Some(on) = above.max_by_key(|on| on.point.as_os_str().len()) else { continue };
             let Some(kind) = on.snapshot_kind(wanted.kind) else {
-                note(&format!("{} is on {}, without snapshots, and is read live", path.display(), on.kind()));
+                note(&format!(
+                    "{} is on {}, a file system without snapshots, and is read live",
+                    path.display(),
+                    on.kind()
+                ));
                 continue;
             };
             let top = match kind {
@@ -278,7 +282,7 @@ pub(super) fn remove_leftovers(state: &Path, note: &dyn Fn(&str)) {
 fn end(record: &Path, what: &Made, note: &dyn Fn(&str)) {
     let removed = what.remove().and_then(|()| fs::remove_file(record).map_err(|e| failed("remove", record, &e)));
     if let Err(failed) = removed {
-        note(&format!("a snapshot is left, and removed by the next run: {}", failed.message));
+        note(&format!("a snapshot is left; the next run tries to remove it: {}", failed.message));
     }
 }
 

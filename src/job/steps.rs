@@ -176,7 +176,7 @@ impl<'a> Run<'a> {
             return Outcome::Failed(interrupted);
         }
         if target.is_some_and(|target| self.away.iter().any(|away| away == target)) {
-            let message = "the target did not answer before in this run".to_owned();
+            let message = "the target did not answer earlier in this run".to_owned();
             return Outcome::Failed(Failed { kind: FailureKind::Unavailable, message });
         }
         let (mut work, mut outcome) = (Some(work), Outcome::Failed(interrupted));

@@ -96,8 +96,8 @@ impl Asker {
         let flags = "--passphrase or --recipient";
         if self.is_terminal {
             output::message("Who can read the backups?");
-            output::message("  1) who knows a passphrase, which locks a new key in the repository");
-            output::message("  2) who has the secret key of a certificate, such as your OpenPGP key");
+            output::message("  1) anyone with the passphrase of a new key, which is stored in the repository");
+            output::message("  2) anyone with the secret key of a certificate, such as your OpenPGP key");
         }
         let with_certificate = self.ask("A number", Some("1"), flags, |answer| match answer {
             "1" => Ok(false),

@@ -51,9 +51,9 @@ const USER: &str = "brackfs";
 /// On a terminal, setup asks what to back up, where to, who can read the backups, and when. Then it shows what it will do, and asks
 /// whether to go ahead. Until then, nothing is written. Each question has an option; without a terminal, all of them are needed.
 ///
-/// It writes the configuration, makes the repository, and makes the first backup. Where systemd runs, it enables a timer; root's
-/// service runs as the user brackfs, who may only read all files. Elsewhere it prints a line for cron. At the end it prints what to
-/// keep for a restore.
+/// It writes the configuration, makes the repository, and makes the first backup. Where systemd runs, it enables a timer;
+/// root's service runs as the user brackfs, which may read all files, but write only its state, its cache and the repositories.
+/// Elsewhere it prints a line for cron. At the end it prints what to keep for a restore.
 ///
 /// What is there already is kept: a configuration, a repository that this machine writes to, an enabled timer, a backup. So after a
 /// failure, run setup again. To change the configuration later, edit it.
@@ -235,7 +235,7 @@ impl Plan {
             && !steps.is_empty()
             && !matches!(User::from_name(user), Ok(Some(_)))
         {
-            steps.insert(0, format!("make the user {user}, who may read all files for the backups"));
+            steps.insert(0, format!("make the user {user} for the service, which may read all files"));
         }
         (kept, steps)
     }
