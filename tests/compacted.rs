@@ -528,7 +528,7 @@ fn forgotten_snapshots_are_hidden() {
     // Of the same generation, both count.
     compactor.forget(101, &[old]);
     let run = site.brackfs(&["ls", "latest"]).code(1);
-    assert!(run.stderr.contains("there is no snapshot"), "{run}");
+    assert!(run.stderr.contains("the repository has no snapshots"), "{run}");
 }
 
 #[test]

@@ -185,7 +185,7 @@ impl dyn Archive + '_ {
             return Err(Error::NotFound(format!("snapshot {id} was forgotten")));
         }
         Err(Error::NotFound(match names.is_empty() {
-            true => "the repository has no snapshots yet; `brackfs backup` makes one".to_owned(),
+            true => "the repository has no snapshots; `brackfs backup` makes one".to_owned(),
             false => selector.not_found(),
         }))
     }
