@@ -46,7 +46,7 @@ Examples:
 In a crontab:
   17 3 * * *  brackfs run
 
-Exit codes are those of brackfs. If several steps fail, the code is that of the worst: 3, 11, 12, 10, 1, 2 and 130, in \
+Exit codes are those of brackfs. If several steps fail, the code is that of the worst: 11, 3, 12, 10, 1, 2 and 130, in \
 order of increasing severity.")]
 pub(super) struct Args {
     /// Run only these sources [default: all]

@@ -138,6 +138,11 @@ impl Failed {
     pub fn new(message: impl Into<String>) -> Self {
         Failed { kind: FailureKind::Failed, message: message.into() }
     }
+
+    /// Damage that was found. The step fails, so that it stands out, but the work is done.
+    pub fn damaged(message: impl Into<String>) -> Self {
+        Failed { kind: FailureKind::Partial, message: message.into() }
+    }
 }
 
 /// The message has those causes that the error's own message does not contain.
@@ -186,11 +191,11 @@ impl Outcome {
     }
 }
 
-/// The worst of several failures.
+/// The worst of several failures. Units and cron take a lock for success, so it must not hide another failure.
 pub fn worst(kinds: impl IntoIterator<Item = FailureKind>) -> Option<FailureKind> {
     kinds.into_iter().max_by_key(|kind| match kind {
-        FailureKind::Partial => 1,
-        FailureKind::Locked => 2,
+        FailureKind::Locked => 1,
+        FailureKind::Partial => 2,
         FailureKind::Key => 3,
         FailureKind::NoRepository => 4,
         FailureKind::Failed | FailureKind::Full | FailureKind::Unavailable => 5,
@@ -207,7 +212,7 @@ mod tests {
     #[test]
     fn the_worst_failure_decides() {
         use FailureKind::{Failed, Interrupted, Key, Locked, NoRepository, Partial, Unavailable, Usage};
-        let order = [Partial, Locked, Key, NoRepository, Failed, Usage, Interrupted];
+        let order = [Locked, Partial, Key, NoRepository, Failed, Usage, Interrupted];
         for pair in order.windows(2) {
             assert_eq!(worst([pair[0], pair[1]]), Some(pair[1]));
             assert_eq!(worst([pair[1], pair[0]]), Some(pair[1]));
