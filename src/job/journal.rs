@@ -256,20 +256,19 @@ impl Journal {
         read().map_err(|e| self.failed(e))
     }
 
-    /// The repository that was last opened for a target.
+    /// The repository that was last opened for a target, up to now.
     pub fn repository(&self, target: &str) -> Result<Option<RepositoryId>, JournalError> {
-        let find =
-            "SELECT repository FROM steps WHERE target = ? AND repository IS NOT NULL ORDER BY ended DESC LIMIT 1";
-        let found = self.db.query_row(find, [target], |row| row.get::<_, String>(0)).optional();
+        let find = "SELECT repository FROM steps WHERE target = ? AND repository IS NOT NULL AND ended <= ? ORDER BY ended DESC, id DESC LIMIT 1";
+        let now = seconds(SystemTime::now());
+        let found = self.db.query_row(find, params![target, now], |row| row.get::<_, String>(0)).optional();
         Ok(found.map_err(|e| self.failed(e))?.and_then(|id| id.parse().ok()))
     }
 
-    /// Whether such a step was completed on a target within this time. A clock that was set back counts as no time.
+    /// Whether such a step was completed on a target within this time. Entries of a clock that was ahead do not count.
     pub fn was_done(&self, step: Step, target: &str, within: Duration) -> Result<bool, JournalError> {
         let (now, of) = (seconds(SystemTime::now()), Subject { step, source: None, target: Some(target) });
-        let newest = self.last(of, &Ending::COMPLETED, i64::MAX)?;
-        let age = newest.map(|newest| now - newest.ended);
-        Ok(age.is_some_and(|age| age >= 0 && (age as u64) < within.as_secs()))
+        let newest = self.last(of, &Ending::COMPLETED, now)?;
+        Ok(newest.is_some_and(|newest| (now - newest.ended).unsigned_abs() < within.as_secs()))
     }
 }
 
@@ -382,6 +381,20 @@ mod tests {
         assert_eq!((journal.repository("nas").unwrap(), journal.repository("usb").unwrap()), (repository, None));
         [0, 10].iter().for_each(|code| journal.end_run(*code).unwrap());
         assert_eq!(journal.last_run().unwrap().map(|run| run.code), Some(10));
+    }
+
+    #[test]
+    fn entries_of_a_clock_that_was_ahead_do_not_hide_later_ones() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = Journal::open(folder.path()).unwrap();
+        let was_done = || journal.was_done(Step::Prune, "nas", Duration::from_secs(3600)).unwrap();
+        let [before, after] = [RepositoryId::random(), RepositoryId::random()].map(Some);
+        journal.add(&Row { repository: before, ..row(Outcome::Done("x".into())) }).unwrap();
+        journal.db.execute("UPDATE steps SET ended = ended + 86400", []).unwrap();
+        assert!(!was_done());
+        journal.add(&Row { repository: after, ..row(Outcome::Done("x".into())) }).unwrap();
+        assert!(was_done());
+        assert_eq!(journal.repository("nas").unwrap(), after);
     }
 
     #[test]
