@@ -267,7 +267,7 @@ fn a_target_that_lacks_packs_is_found_by_a_check_that_reads_none() {
     fs::remove_file(world.path("far").join("packs").join(packs(&world, "far").last().unwrap())).unwrap();
     let ended = world.brackfs(&["run", "--only", "check"]).code(3);
     assert!(ended.stderr.contains("the pack is missing"), "{ended}");
-    assert!(ended.stderr.contains("problems  check   far"), "{ended}");
+    assert!(ended.stderr.contains("failed    check   far"), "{ended}");
     // Without [check], nothing is checked unless it is asked for.
     world.configure("");
     assert!(!world.steps(&[], 0).iter().any(|step| step.starts_with("check")));
@@ -436,6 +436,31 @@ fn a_target_that_is_not_mounted_fails_or_is_skipped_as_configured() {
     assert_eq!(world.steps(&[], 0), ["backup etc usb done", "prune - usb done"]);
     unmount(&disk, UnmountFlags::DETACH).unwrap();
     assert!(fs::read_dir(&disk).unwrap().next().is_none());
+}
+
+#[test]
+fn hooks_of_a_source_run_only_if_a_target_can_be_used() {
+    let world = World::new();
+    let (disk, source, near, mark) = (world.path("disk"), world.path("source"), world.path("near"), world.path("mark"));
+    fs::create_dir(&disk).unwrap();
+    let configure = |targets: &str| {
+        world.write_config(&format!(
+            "[target.usb]\nrepository = \"{0}/repo\"\nrequire-mount = \"{0}\"\nwhen-missing = \"skip\"\n\
+             [target.near]\nrepository = \"{1}\"\n[source.etc]\npaths = [\"{2}/etc\"]\nto = {targets}\n\
+             [[hook]]\non = [\"before\", \"finally\"]\nfor = [\"etc\"]\nrun = [\"touch\", \"{3}\"]\n",
+            disk.display(),
+            near.display(),
+            source.display(),
+            mark.display()
+        ));
+    };
+    configure("[\"usb\"]");
+    assert_eq!(world.steps(&[], 0), ["backup etc usb skipped", "prune - usb skipped"]);
+    assert!(!mark.exists());
+    configure("[\"usb\", \"near\"]");
+    let backups = ["hook etc - done", "backup etc usb skipped", "backup etc near done", "hook etc - done"];
+    assert_eq!(world.steps(&["--only", "backup"], 0), backups);
+    assert!(mark.exists());
 }
 
 #[test]

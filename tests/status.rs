@@ -209,6 +209,25 @@ fn commands_by_hand_are_recorded_if_they_name_what_is_configured() {
 }
 
 #[test]
+fn damage_that_a_run_finds_is_a_failure() {
+    let machine = Machine::new();
+    let metrics = machine.path("metrics");
+    machine.configure(&format!("[check]\nread-data = \"0%\"\n[report]\nmetrics = \"{}\"\n", metrics.display()));
+    machine.brackfs(&["run"]).ok();
+    assert_eq!(machine.status(0)["targets"][0]["last_check"]["outcome"], "done");
+    let pack = common::paths_below(&machine.path("nas/packs")).into_iter().find(|path| path.is_file()).unwrap();
+    fs::remove_file(pack).unwrap();
+    machine.brackfs(&["run", "--only", "check"]).code(3);
+    let status = machine.status(2);
+    assert_eq!(status["targets"][0]["last_check"]["outcome"], "failed");
+    assert_eq!(status["last_run"]["code"], 3);
+    let line = machine.brackfs(&["status", "--format", "nagios"]).code(2).stdout;
+    assert!(line.starts_with("BRACKFS CRITICAL - check of nas FAILED | "), "{line}");
+    let metrics = fs::read_to_string(metrics).unwrap();
+    assert!(metrics.contains("brackfs_last_run_failed{step=\"check\",source=\"\",target=\"nas\"} 1\n"), "{metrics}");
+}
+
+#[test]
 fn text_fits_the_width_and_has_only_ascii_without_utf_8() {
     let machine = Machine::new();
     machine.brackfs(&["run"]).ok();

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use jiff::tz::TimeZone;
 
-use super::conditions::{self, obstacle};
+use super::conditions::obstacle;
 use super::hooks::{self, Verdict};
 use super::journal::Journal;
-use super::outcome::{Counts, Failed, Outcome, Row, Step};
+use super::outcome::{Counts, Ending, Failed, Outcome, Row, Step};
 use super::snapshots::{self, Snapshots};
 use crate::backup::{self, Options, Placed, SNAPSHOT_FOLDER, Summary};
 use crate::config::{CheckConfig, Config, Hook, Moment, OnFailure, SourceConfig, TargetConfig};
@@ -175,9 +175,8 @@ impl<'a> Run<'a> {
         if self.is_stopped() {
             return Outcome::Failed(interrupted);
         }
-        if target.is_some_and(|target| self.away.iter().any(|away| away == target)) {
-            let message = "the target did not answer earlier in this run".to_owned();
-            return Outcome::Failed(Failed { kind: FailureKind::Unavailable, message });
+        if let Some(away) = target.and_then(|target| self.absence(target)) {
+            return away;
         }
         let (mut work, mut outcome) = (Some(work), Outcome::Failed(interrupted));
         self.environment.caller.watch(&mut |monitor| {
@@ -189,6 +188,18 @@ impl<'a> Run<'a> {
             self.away.push(target.to_owned());
         }
         outcome
+    }
+
+    /// The outcome of a step on a target that did not answer.
+    fn absence(&self, target: &str) -> Option<Outcome> {
+        let message = "the target did not answer earlier in this run".to_owned();
+        let failed = Failed { kind: FailureKind::Unavailable, message };
+        self.away.iter().any(|away| away == target).then_some(Outcome::Failed(failed))
+    }
+
+    /// Why a target is not used now, if it is not.
+    fn target_obstacle(&self, target: &TargetConfig) -> Option<Outcome> {
+        self.absence(&target.name).or_else(|| obstacle(&target.conditions))
     }
 
     fn note(
@@ -215,32 +226,35 @@ impl<'a> Run<'a> {
     /// Backs a source up to its targets.
     fn source(&mut self, source: &SourceConfig, gate: &Gate) {
         let first = self.rows.len();
-        let obstacle = match gate {
+        let mut closed = match gate {
             Gate::Closed(outcome) => Some(outcome.clone()),
             Gate::Open => obstacle(&source.conditions),
         };
-        let is_begun = obstacle.is_none();
-        let mut closed = obstacle.or_else(|| match self.before(Moment::Before, Some(&source.name)) {
-            Gate::Closed(outcome) => Some(outcome),
-            Gate::Open => None,
-        });
+        let targets: Vec<_> = source.to.iter().filter_map(|name| self.job.config.target(name).ok()).collect();
+        let obstacles: Vec<_> = targets.iter().map(|target| self.target_obstacle(target)).collect();
+        let is_begun = closed.is_none() && obstacles.iter().any(Option::is_none);
+        if is_begun && let Gate::Closed(outcome) = self.before(Moment::Before, Some(&source.name)) {
+            closed = Some(outcome);
+        }
         let caller = self.environment.caller;
         let note = |message: &str| caller.note(message);
         let snapshots = match &closed {
-            None => self.snapshots(source, &note).unwrap_or_else(|outcome| {
+            None if is_begun => self.snapshots(source, &note).unwrap_or_else(|outcome| {
                 closed = Some(outcome);
                 None
             }),
-            Some(_) => None,
+            _ => None,
         };
         let read_from = snapshots.as_ref().map(|snapshots| snapshots.read_from.as_slice()).unwrap_or_default();
-        for name in &source.to {
-            let Ok(target) = self.job.config.target(name) else { continue };
+        for (target, before) in targets.into_iter().zip(obstacles) {
+            let name = &target.name;
             let (job, environment) = (self.job, self.environment);
             let (mut is_new, mut counts) = (false, None);
             let begun = Instant::now();
             let outcome = self.attempt(Some(name), |monitor| {
-                if let Some(outcome) = closed.clone().or_else(|| conditions::obstacle(&target.conditions)) {
+                // Without hooks and snapshots, a target that can be used by now must wait for the next run.
+                let before = before.filter(|_| !is_begun);
+                if let Some(outcome) = closed.clone().or(before).or_else(|| obstacle(&target.conditions)) {
                     return Ok(outcome);
                 }
                 if job.dry_run && source.options.selection.stream.is_some() {
@@ -388,10 +402,10 @@ impl<'a> Run<'a> {
                 session::check_part(&repository, &state, read_data, target.wait_lock, monitor, environment.stop)?;
             let (packs, size) = (count(found.packs, "pack", "packs"), environment.caller.size(found.read_bytes));
             let text = format!("{packs} compared, {} of them read ({size})", found.read_packs);
-            Ok(match found.problems {
-                0 => Outcome::Done(text),
-                problems => Outcome::Partial(format!("{}; {text}", count(problems, "problem", "problems"))),
-            })
+            match found.problems {
+                0 => Ok(Outcome::Done(text)),
+                problems => Err(Failed::damaged(format!("{}; {text}", count(problems, "problem", "problems")))),
+            }
         });
     }
 
@@ -410,11 +424,12 @@ impl<'a> Run<'a> {
     fn after(&mut self, source: Option<&str>, first: usize) {
         let rows = self.rows.get(first..).unwrap_or_default();
         let is_backed_up = rows.iter().any(|row| row.step == Step::Backup && matches!(row.outcome, Outcome::Done(_)));
-        let (word, moment) = match super::outcome::worst(rows.iter().filter_map(|row| row.outcome.failure())) {
-            None if is_backed_up => ("success", Some(Moment::Success)),
-            None => ("skipped", None),
-            Some(FailureKind::Partial) => ("warning", Some(Moment::Warning)),
-            Some(_) => ("failure", Some(Moment::Failure)),
+        let has = |ending| rows.iter().any(|row| row.outcome.ending() == ending);
+        let (word, moment) = match (has(Ending::Failed), has(Ending::Problems)) {
+            (true, _) => ("failure", Some(Moment::Failure)),
+            (false, true) => ("warning", Some(Moment::Warning)),
+            (false, false) if is_backed_up => ("success", Some(Moment::Success)),
+            (false, false) => ("skipped", None),
         };
         let failed = rows.iter().filter(|row| row.outcome.failure().is_some());
         let messages: Vec<_> = failed.map(|row| format!("{}: {}", row.step.name(), row.outcome)).collect();
@@ -548,5 +563,25 @@ pub fn backup_outcome(summary: &Summary, size: impl Fn(u64) -> String) -> Outcom
 pub fn prune_outcome(summary: &prune::Summary, size: impl Fn(u64) -> String) -> Outcome {
     let (freed, pending) = (size(summary.freed_bytes), size(summary.pending_bytes));
     let text = format!("{freed} freed, {pending} after the grace period");
-    if summary.damaged_packs > 0 { Outcome::Partial(text) } else { Outcome::Done(text) }
+    match summary.damaged_packs {
+        0 => Outcome::Done(text),
+        packs => Outcome::Failed(Failed::damaged(format!("{}; {text}", count(packs, "damaged pack", "damaged packs")))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prune_that_finds_damage_fails() {
+        let outcome = |damaged_packs| {
+            let summary = prune::Summary { damaged_packs, ..prune::Summary::default() };
+            prune_outcome(&summary, |bytes| bytes.to_string())
+        };
+        assert_eq!(outcome(0).ending(), Ending::Done);
+        let damaged = outcome(2);
+        assert_eq!((damaged.ending(), damaged.failure()), (Ending::Failed, Some(FailureKind::Partial)));
+        assert_eq!(damaged.to_string(), "2 damaged packs; 0 freed, 0 after the grace period");
+    }
 }
