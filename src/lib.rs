@@ -36,7 +36,7 @@
 //! | `archive` | `storage` `format` `failure` |
 //! | `reader` | `archive` `repository` `crypt` `format` `failure` |
 //! | `mount` | `sys` `archive` `format` `monitor` `failure` |
-//! | `restore` | `archive` `source` `format` `monitor` `failure` |
+//! | `restore` | `archive` `source` `format` `sys` `monitor` `failure` |
 //! | `dump` | `archive` `format` `monitor` `failure` |
 //! | `retention` | `archive` `session` `inventory` `catalog` `state` `repository` `format` `monitor` `failure` |
 //! | `config` | `backup` `prune` `retention` `storage` `quantity` `failure` |

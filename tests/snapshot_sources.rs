@@ -282,7 +282,17 @@ fn a_logical_volume_is_mounted_from_its_snapshot() {
     ] {
         world.script(&format!("programs/{name}"), &format!("{log_call}\n{script}"));
     }
-    let change = world.script("change", &format!("echo changed > {}", world.at("d/file").display()));
+    tool(Command::new("mount").args(["-o", "remount,nosuid,nodev,noexec"]).arg(&source));
+    let mounts = world.site.path().join("mounts");
+    let change = world.script(
+        "change",
+        &format!(
+            "echo changed > {}; grep {}/snapshots/ /proc/self/mounts > {}",
+            world.at("d/file").display(),
+            world.site.state().display(),
+            mounts.display()
+        ),
+    );
     let hook = format!("[[hook]]\non = [\"snapshot\"]\nfor = [\"s\"]\nrun = [\"{change}\"]\n");
     world.configure(
         &format!(
@@ -301,6 +311,9 @@ fn a_logical_volume_is_mounted_from_its_snapshot() {
     let first = backup();
     assert_eq!(first.stderr, "");
     assert_eq!(world.cat(&world.at("d/file")), "content");
+    // What the mount forbids, its snapshot forbids too.
+    let mounted = fs::read_to_string(&mounts).unwrap();
+    assert!(mounted.contains(" ro,nosuid,nodev,noexec,"), "{mounted}");
     let calls = fs::read_to_string(&log).unwrap();
     let calls: Vec<_> = calls.lines().collect();
     assert!(calls[1].starts_with("lvcreate --snapshot --quiet --extents 7%ORIGIN --name brackfs-"), "{calls:?}");
@@ -353,6 +366,30 @@ fn a_dataset_is_read_below_its_directory_of_snapshots() {
     assert_eq!(run.stderr, "");
     assert_eq!(world.site.brackfs(&["cat", "latest:file"]).ok().stdout, "content");
     assert_eq!((fs::read_dir(&folder).unwrap().count(), world.records()), (0, 0));
+}
+
+#[test]
+fn a_link_above_what_is_read_live_is_not_followed() {
+    let world = World::new("btrfs");
+    world.subvolume("home");
+    fs::create_dir(world.at("home/d")).unwrap();
+    world.subvolume("home/d/nested");
+    fs::write(world.at("home/d/nested/file"), "content").unwrap();
+    fs::write(world.at("home/file"), "content").unwrap();
+    let secret = world.site.path().join("secret");
+    fs::create_dir_all(secret.join("nested")).unwrap();
+    fs::write(secret.join("nested/file"), "secret").unwrap();
+    fs::write(secret.join("nested/other"), "secret").unwrap();
+    // After the snapshot, the directory is another one.
+    let change = world
+        .script("change", &format!("mv {0} {0}-old && ln -s {1} {0}", world.at("home/d").display(), text(&secret)));
+    let hook = format!("[[hook]]\non = [\"snapshot\"]\nfor = [\"s\"]\nrun = [\"{change}\"]\n");
+    world.configure(&format!("{}snapshot = \"btrfs\"\n", paths(&[&world.at("home")])), &hook);
+    let (_, run) = world.backup(3);
+    assert!(run.stderr.contains("d/nested"), "{run}");
+    let names = world.names("");
+    let has = |name: &str| names.iter().any(|listed| listed.ends_with(name));
+    assert!(has("file") && !has("nested/file") && !has("nested/other"), "{names:?}");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::mark::{Mark, Marks};
@@ -17,6 +17,7 @@ use super::metadata::{FORBIDDING, FileId, MetadataWriter, inode};
 use super::open_output::{Clash, OpenOutput};
 use super::temporary;
 use crate::archive::{self, Archive, EntryHandle, EntryRef, SnapshotDirectory};
+use crate::sys::below::open_below;
 
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
@@ -191,10 +192,10 @@ impl OutputDirectory {
         let root = self.root.get().ok_or(Errno::NOENT)?;
         let mut names: Vec<&[u8]> = path.iter().map(OsStr::as_bytes).collect();
         let last = names.pop().unwrap_or_default().to_vec();
-        let mut at = open_path(root, &[b"."])?;
+        let mut at = open_below(root, &[b"."])?;
         // In steps of a few names: the whole path may exceed PATH_MAX.
         for some in names.chunks(NAMES_AT_ONCE) {
-            at = open_path(&at, some)?;
+            at = open_below(&at, some)?;
         }
         Ok((at, last))
     }
@@ -334,21 +335,5 @@ impl OutputDirectory {
         if let Some(why) = unmarked.or(described) {
             problem(&self.path(), &why);
         }
-    }
-}
-
-/// Opens a directory by a path of a few names, without following symlinks.
-fn open_path(from: &OwnedFd, names: &[&[u8]]) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-    match rustix::fs::openat2(from, names.join(&b'/'), flags, Mode::empty(), resolve) {
-        // Linux before 5.6, or a seccomp filter. Opening one name after the other is equivalent.
-        Err(Errno::NOSYS | Errno::PERM) => {
-            let step =
-                |at: &OwnedFd, name: &[u8]| rustix::fs::openat(at, name, flags | OFlags::NOFOLLOW, Mode::empty());
-            let (first, rest) = names.split_first().ok_or(Errno::NOENT)?;
-            rest.iter().try_fold(step(from, first)?, |at, name| step(&at, name))
-        }
-        other => other,
     }
 }

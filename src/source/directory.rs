@@ -1,12 +1,15 @@
 //! An open directory. Its entries are reached by a single name, relative to its handle.
 //!
 //! A name is a single path component, as in a [`Listing`]. Symlinks are followed only in the path of the root. A
-//! [`PathMap`] may say that an entry is read elsewhere; its path is still that of the entry.
+//! [`PathMap`] may say that an entry is read elsewhere; its path is still that of the entry. The path of that place is opened
+//! without following symlinks, so nobody can redirect it.
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{CWD, Mode, OFlags, openat, readlinkat};
@@ -20,6 +23,7 @@ use super::shared_path::SharedPath;
 use super::stat::Stat;
 use super::{listing, stat};
 use crate::format::Kind;
+use crate::sys::below::open_below;
 
 /// An open directory. Threads may share it.
 #[derive(Debug)]
@@ -40,19 +44,31 @@ impl Directory {
 
     /// The same, where the map says that an absolute path and those below it are read.
     pub fn open_mapped(path: &Path, map: &PathMap) -> Result<Self, Error> {
-        Directory::open(CWD, map.place(path).as_os_str(), OFlags::empty(), path.into(), map.at(path))
+        let opened = match map.mapped_place(path) {
+            Some(place) => at_place(&place, |above, name| open_directory(above, name, OFlags::NOFOLLOW)),
+            None => open_directory(CWD, path.as_os_str(), OFlags::empty()),
+        };
+        Directory::new(opened, path.into(), map.at(path))
     }
 
     /// Opens a subdirectory; fails for a symlink. Access times are preserved if the system permits it.
     pub fn open_child(&self, name: &OsStr) -> Result<Directory, Error> {
-        let (place, map) = (self.map.locate(name), self.map.child(name));
-        Directory::open(&self.fd, &place, OFlags::NOFOLLOW, self.path.child(name), map)
+        let opened = self.at(name, |above, name| open_directory(above, name, OFlags::NOFOLLOW));
+        Directory::new(opened, self.path.child(name), self.map.child(name))
     }
 
-    fn open(above: impl AsFd, name: &OsStr, flags: OFlags, path: SharedPath, map: PathMap) -> Result<Self, Error> {
-        match open_quietly(above, name, flags | OFlags::DIRECTORY) {
+    fn new(opened: io::Result<OwnedFd>, path: SharedPath, map: PathMap) -> Result<Self, Error> {
+        match opened {
             Ok(fd) => Ok(Directory { fd, path, map, listing: Mutex::new(()) }),
             Err(e) => Err(Error::io("open the directory", path, e)),
+        }
+    }
+
+    /// Acts on an entry where it is read: by its name there, in an open directory.
+    fn at<T>(&self, name: &OsStr, act: impl FnOnce(BorrowedFd<'_>, &OsStr) -> io::Result<T>) -> io::Result<T> {
+        match self.map.mapped(Path::new(name)) {
+            Some(place) => at_place(&place, act),
+            None => act(self.fd.as_fd(), name),
         }
     }
 
@@ -64,25 +80,25 @@ impl Directory {
     /// Stats an entry; does not follow a symlink. If the name is missing, the error [is
     /// vanished](Error::is_vanished).
     pub fn stat_child(&self, name: &OsStr) -> Result<Stat, Error> {
-        Stat::child(&self.fd, &self.map.locate(name)).map_err(|e| Error::io("stat", self.path.child(name), e))
+        self.at(name, Stat::child).map_err(|e| Error::io("stat", self.path.child(name), e))
     }
 
     /// Stats the root of the mount at `name` from the kernel's cache. It contacts no server or FUSE program, so it
     /// cannot hang or fail with one. If the kernel has no cached stat, the result is a private directory on `device`.
     pub fn stat_mount_point(&self, name: &OsStr, device: u64) -> Stat {
-        Stat::cached_child(&self.fd, &self.map.locate(name)).unwrap_or_else(|_| Stat::of_hidden_directory(device))
+        self.at(name, Stat::cached_child).unwrap_or_else(|_| Stat::of_hidden_directory(device))
     }
 
     /// Whether a directory, not a single file, is mounted at `name`. Does not block, like
     /// [`Directory::stat_mount_point`]. `None` if the kernel does not know.
     pub fn is_mounted_directory(&self, name: &OsStr) -> Option<bool> {
-        Stat::cached_child(&self.fd, &self.map.locate(name)).ok().map(|stat| stat.kind == Kind::Directory)
+        self.at(name, Stat::cached_child).ok().map(|stat| stat.kind == Kind::Directory)
     }
 
     /// Whether an entry is on the same mount as the directory itself. `None` if the kernel does not report mounts.
     pub fn shares_mount_with(&self, name: &OsStr) -> Option<bool> {
         let own = stat::mount_id(&self.fd, OsStr::new(""))?;
-        Some(own == stat::mount_id(&self.fd, &self.map.locate(name))?)
+        Some(own == self.at(name, |above, name| Ok(stat::mount_id(above, name))).ok()??)
     }
 
     /// Extended attributes and inode flags of the directory itself.
@@ -92,12 +108,15 @@ impl Directory {
 
     /// Extended attributes and inode flags of an entry; does not follow a symlink.
     pub fn extended_of_child(&self, name: &OsStr) -> Extended {
-        Extended::of_child(&self.fd, &self.map.locate(name))
+        self.at(name, |above, name| Ok(Extended::of_child(above, name))).unwrap_or_else(|e| Extended {
+            missing: Some(format!("cannot list its extended attributes: {e}")),
+            ..Extended::default()
+        })
     }
 
     /// The target of a symlink, unchanged.
     pub fn read_link(&self, name: &OsStr) -> Result<Vec<u8>, Error> {
-        match readlinkat(&self.fd, &*self.map.locate(name), Vec::new()) {
+        match self.at(name, |above, name| Ok(readlinkat(above, name, Vec::new())?)) {
             Ok(target) => Ok(target.into_bytes()),
             Err(e) => Err(Error::io("read the symlink", self.path.child(name), e)),
         }
@@ -108,7 +127,7 @@ impl Directory {
     /// Does not block, even if the name is a FIFO by now. Check the type of the opened file with [`Stat::of_fd`].
     pub fn open_file(&self, name: &OsStr) -> Result<File, Error> {
         let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
-        match open_quietly(&self.fd, &self.map.locate(name), flags) {
+        match self.at(name, |above, name| Ok(open_quietly(above, name, flags)?)) {
             Ok(fd) => Ok(File::from(fd)),
             Err(e) => Err(Error::io("open", self.path.child(name), e)),
         }
@@ -142,6 +161,20 @@ impl Directory {
         let _alone = self.listing.lock().unwrap_or_else(PoisonError::into_inner);
         listing::read_short(self.fd.as_fd(), &self.path, most)
     }
+}
+
+/// Acts on an absolute path by its last name, in the directory above. Fails if there is a symlink on the way.
+fn at_place<T>(place: &Path, act: impl FnOnce(BorrowedFd<'_>, &OsStr) -> io::Result<T>) -> io::Result<T> {
+    let mut names: Vec<_> = place.components().filter(|part| *part != Component::RootDir).collect();
+    let last = names.pop().map_or(OsStr::new("."), |part| part.as_os_str());
+    let names: Vec<_> = names.iter().map(|part| part.as_os_str().as_bytes()).collect();
+    let top = openat(CWD, "/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let above = if names.is_empty() { top } else { open_below(top, &names)? };
+    act(above.as_fd(), last)
+}
+
+fn open_directory(above: impl AsFd, name: &OsStr, flags: OFlags) -> io::Result<OwnedFd> {
+    Ok(open_quietly(above, name, flags | OFlags::DIRECTORY)?)
 }
 
 /// Opens for reading. Preserves the access time if the system permits it.

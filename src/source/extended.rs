@@ -49,12 +49,9 @@ impl Extended {
     }
 
     /// Reads the attributes of a directory entry that should not be opened, such as a symlink or a device. Such entries
-    /// have no relevant inode flags. `name` may be an absolute path.
+    /// have no relevant inode flags.
     pub(super) fn of_child(directory: impl AsFd, name: &OsStr) -> Self {
-        let mut path = match name.as_bytes() {
-            [b'/', ..] => Vec::new(),
-            _ => format!("/proc/self/fd/{}/", directory.as_fd().as_raw_fd()).into_bytes(),
-        };
+        let mut path = format!("/proc/self/fd/{}/", directory.as_fd().as_raw_fd()).into_bytes();
         path.extend_from_slice(name.as_bytes());
         read(&Path(&path))
     }

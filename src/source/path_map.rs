@@ -1,6 +1,5 @@
 //! Paths that are read in another place, such as `/home` in a snapshot of its file system.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::path::{Component, Path, PathBuf};
@@ -44,25 +43,18 @@ impl PathMap {
 
     /// The place of an absolute path.
     pub fn place(&self, path: &Path) -> PathBuf {
+        self.mapped_place(path).unwrap_or_else(|| path.to_owned())
+    }
+
+    /// The same, if the path is mapped.
+    pub(super) fn mapped_place(&self, path: &Path) -> Option<PathBuf> {
         let top = self.0.as_ref().and_then(|node| node.place.as_ref());
         let below = path.strip_prefix("/").unwrap_or(path);
-        match (self.mapped(below), top) {
-            (Some(place), _) => place,
-            (None, Some(top)) => top.join(below),
-            (None, None) => path.to_owned(),
-        }
+        self.mapped(below).or_else(|| Some(top?.join(below)))
     }
 
-    /// The place of a name, or a path, in the directory that this is the map of: an absolute path if it is mapped.
-    pub(super) fn locate<'n>(&self, name: &'n OsStr) -> Cow<'n, OsStr> {
-        match self.mapped(Path::new(name)) {
-            Some(place) => Cow::Owned(place.into_os_string()),
-            None => Cow::Borrowed(name),
-        }
-    }
-
-    /// The place of a path below this directory, if it is mapped apart from the directory.
-    fn mapped(&self, below: &Path) -> Option<PathBuf> {
+    /// The place of a path below the directory that this is the map of, if it is mapped apart from the directory.
+    pub(super) fn mapped(&self, below: &Path) -> Option<PathBuf> {
         let mut node = self.0.as_ref()?;
         let mut place: Option<PathBuf> = None;
         let mut left = names(below);
@@ -142,9 +134,9 @@ mod tests {
         let map = map(&[("/a/b/c", "/s"), ("/a/b", "/t")]);
         let a = map.at(Path::new("/a"));
         for (name, place) in [("x", "x"), ("b", "/t"), ("b/x", "/t/x"), ("b/c/x/y", "/s/x/y"), ("x/b", "x/b")] {
-            assert_eq!(a.locate(OsStr::new(name)), OsStr::new(place), "{name}");
+            assert_eq!(a.mapped(Path::new(name)).unwrap_or(name.into()), Path::new(place), "{name}");
         }
-        assert_eq!(a.child(OsStr::new("b")).locate(OsStr::new("c")), OsStr::new("/s"));
-        assert_eq!(a.child(OsStr::new("x")).locate(OsStr::new("c")), OsStr::new("c"));
+        assert_eq!(a.child(OsStr::new("b")).mapped(Path::new("c")), Some("/s".into()));
+        assert_eq!(a.child(OsStr::new("x")).mapped(Path::new("c")), None);
     }
 }

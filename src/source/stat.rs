@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -79,12 +79,12 @@ impl Stat {
     }
 
     /// Stats an entry of an open directory; does not follow a symlink.
-    pub(super) fn child(directory: impl AsFd, name: &OsStr) -> io::Result<Stat> {
+    pub(super) fn child(directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<Stat> {
         Stat::at(directory, name, AtFlags::SYMLINK_NOFOLLOW)
     }
 
     /// Like [`Stat::child`], but only from the kernel's cache: contacts no server or FUSE program.
-    pub(super) fn cached_child(directory: impl AsFd, name: &OsStr) -> io::Result<Stat> {
+    pub(super) fn cached_child(directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<Stat> {
         let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
         Stat::new(&retry_on_intr(|| statx(&directory, name, flags, FIELDS))?)
     }

@@ -1,11 +1,13 @@
 //! System calls that several modules use or that need `unsafe` code. The only other `unsafe` code continues a TLS session
 //! (`storage::ftp`) and belongs to a test (`source::directory`).
 //!
+//! - [`below`]: directories that are opened without following symbolic links
 //! - [`durable`]: durable writes of small files
 //! - [`mountinfo`]: the kernel's table of mounts
 //! - [`owner`]: the owner of what root writes for another user
 //! - [`reserve`]: space that can be given up when the disk is full
 
+pub(crate) mod below;
 pub(crate) mod durable;
 pub(crate) mod mountinfo;
 pub(crate) mod owner;
