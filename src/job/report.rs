@@ -9,12 +9,12 @@ use ureq::Agent;
 use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
 
 use crate::config::Secret;
-use crate::sys::process_group::ProcessGroup;
+use crate::sys::process_group::{OutputFile, ProcessGroup};
 
 /// How long a ping may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Maximum length of a secret in bytes.
-const SECRET: u64 = 8 << 10;
+const SECRET: usize = 8 << 10;
 
 /// Tells a URL about a run: `end` is added to its path. The error has no secret.
 pub fn ping(url: &Secret, end: &str, body: Option<&str>) -> Result<(), String> {
@@ -45,7 +45,7 @@ fn reveal(secret: &Secret) -> Result<String, String> {
         Secret::Command(words) => {
             let program = words.first().map(String::as_str).unwrap_or_default();
             let mut command = Command::new(program);
-            command.args(words.iter().skip(1)).stdin(Stdio::null()).stdout(Stdio::piped());
+            command.args(words.iter().skip(1)).stdin(Stdio::null());
             output(&mut command, program)?
         }
     };
@@ -56,27 +56,22 @@ fn reveal(secret: &Secret) -> Result<String, String> {
 /// The output of a command that ends soon.
 fn output(command: &mut Command, program: &str) -> Result<String, String> {
     let failed = |error: io::Error| format!("cannot run {program}: {error}");
-    let mut group = ProcessGroup::start(command).map_err(failed)?;
-    let output = group.take_output();
+    let output = OutputFile::new().map_err(failed)?;
+    let group = ProcessGroup::start(command.stdout(output.end().map_err(failed)?)).map_err(failed)?;
     let begun = Instant::now();
     match group.wait(|| begun.elapsed() > PATIENCE).map_err(failed)? {
         Some(status) if status.success() => {}
         Some(status) => return Err(format!("{program} failed ({status})")),
         None => return Err(format!("{program} took longer than {} s", PATIENCE.as_secs())),
     }
-    let mut text = String::new();
-    // What it printed fits into the pipe, or it would not have ended.
-    output
-        .into_iter()
-        .try_for_each(|output| output.take(SECRET).read_to_string(&mut text).map(drop))
-        .map_err(failed)?;
-    Ok(text)
+    let bytes = output.read(SECRET).map_err(failed)?;
+    String::from_utf8(bytes).map_err(|_| format!("the output of {program} is not UTF-8"))
 }
 
 fn read(path: &Path) -> Result<String, String> {
     let failed = |error: io::Error| format!("cannot read {}: {error}", path.display());
     let mut text = String::new();
-    std::fs::File::open(path).map_err(failed)?.take(SECRET).read_to_string(&mut text).map_err(failed)?;
+    std::fs::File::open(path).map_err(failed)?.take(SECRET as u64).read_to_string(&mut text).map_err(failed)?;
     Ok(text)
 }
 
@@ -92,6 +87,12 @@ mod tests {
         assert_eq!(reveal(&Secret::File(file)), Ok("one".into()));
         let command = |script: &str| Secret::Command(["sh", "-c", script].map(str::to_owned).to_vec());
         assert_eq!(reveal(&command("echo x; echo y")), Ok("x".into()));
+        // A process in the background keeps the output open.
+        let begun = Instant::now();
+        assert_eq!(reveal(&command("sleep 100 & echo $! >&2; echo x")), Ok("x".into()));
+        assert!(begun.elapsed() < PATIENCE);
+        // More than a pipe holds.
+        assert_eq!(reveal(&command("echo x; head -c 1000000 /dev/zero")), Ok("x".into()));
         for wrong in [command("exit 1"), command("true"), Secret::Variable("BRACKFS_NO_SUCH".into())] {
             reveal(&wrong).unwrap_err();
         }

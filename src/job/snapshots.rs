@@ -20,7 +20,7 @@ use crate::backup::{Placed, SNAPSHOT_FOLDER};
 use crate::config::{FileSystemSnapshot, SnapshotKind};
 use crate::failure::FailureKind;
 use crate::sys::mountinfo;
-use crate::sys::process_group::ProcessGroup;
+use crate::sys::process_group::{OutputFile, ProcessGroup};
 
 /// The directory of the records in the state directory.
 const RECORDS: &str = "snapshots";
@@ -30,6 +30,8 @@ const RECORD: &str = ".record";
 const REMOVAL: Duration = Duration::from_secs(60);
 /// The inode number of the root of a btrfs subvolume.
 const SUBVOLUME: u64 = 256;
+/// Flags of a mount that the mount of its snapshot must have as well.
+const RESTRICTIONS: [&str; 3] = ["nosuid", "nodev", "noexec"];
 /// Maximum length of a record in bytes.
 const RECORD_SIZE: u64 = 64 << 10;
 
@@ -70,6 +72,8 @@ struct FileSystem {
     kind: Vec<u8>,
     source: OsString,
     device: u64,
+    /// Which of [`RESTRICTIONS`] it has.
+    restrictions: Vec<&'static str>,
 }
 
 impl<'a> Snapshots<'a> {
@@ -175,10 +179,13 @@ impl<'a> Snapshots<'a> {
                 let device = ask("lvs", &[&words[..], &[&snapshot]].concat())?;
                 fs::DirBuilder::new().mode(0o700).create(&at).map_err(|e| failed("make the directory", &at, &e))?;
                 // Two mounts of xfs cannot have the same UUID.
-                let options = if on.kind == b"xfs" { "ro,nouuid" } else { "ro" };
-                let kind = on.kind();
-                let words = ["-t", &kind, "-o", options, &device].map(OsStr::new);
+                let uuid = (on.kind == b"xfs").then_some("nouuid");
+                let options: Vec<_> = ["ro"].into_iter().chain(uuid).chain(on.restrictions.iter().copied()).collect();
+                let (kind, options) = (on.kind(), options.join(","));
+                let words = ["-t", &kind, "-o", &options, &device].map(OsStr::new);
                 ask("mount", &[&words[..], &[at.as_os_str()]].concat())?;
+                // Paths are read without following links, which the state directory's path may have.
+                let at = at.canonicalize().map_err(|e| failed("find", &at, &e))?;
                 let from = at.join(on.root.strip_prefix("/").unwrap_or(&on.root));
                 self.read_from.push(Placed { path: top.to_owned(), from });
             }
@@ -359,6 +366,7 @@ impl FileSystem {
             kind: info.kind.to_vec(),
             source: info.source_path().into_os_string(),
             device: makedev(info.device.0, info.device.1),
+            restrictions: RESTRICTIONS.into_iter().filter(|flag| info.has_flag(flag)).collect(),
         });
         Ok(mounts.collect())
     }
@@ -439,11 +447,11 @@ fn command(program: &str, arguments: &[&OsStr], gives_up: &dyn Fn() -> bool) -> 
     let mut command = Command::new(program);
     command.args(arguments).env("LC_ALL", "C").stdin(Stdio::null());
     let mut run = || -> io::Result<_> {
-        // Pipes could fill up while it is waited for.
-        let (mut output, mut errors) = (tempfile::tempfile()?, tempfile::tempfile()?);
-        command.stdout(output.try_clone()?).stderr(errors.try_clone()?);
+        let (output, errors) = (OutputFile::new()?, OutputFile::new()?);
+        command.stdout(output.end()?).stderr(errors.end()?);
         let status = ProcessGroup::start(&mut command)?.wait(gives_up)?;
-        Ok((status, read_all(&mut output)?, read_all(&mut errors)?))
+        let text = |file: OutputFile| Ok::<_, io::Error>(String::from_utf8_lossy(&file.read(usize::MAX)?).into_owned());
+        Ok((status, text(output)?, text(errors)?))
     };
     let (status, output, errors) = run().map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => Failed::new(format!("cannot run {program}: it is not installed")),
@@ -457,13 +465,6 @@ fn command(program: &str, arguments: &[&OsStr], gives_up: &dyn Fn() -> bool) -> 
         }
         None => Err(Failed { kind: FailureKind::Interrupted, message: format!("{program} was interrupted") }),
     }
-}
-
-fn read_all(file: &mut File) -> io::Result<String> {
-    let mut bytes = Vec::new();
-    io::Seek::rewind(file)?;
-    file.read_to_end(&mut bytes)?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 #[cfg(test)]

@@ -1,10 +1,13 @@
 //! Programs that run in a process group of their own, so that everything they start can be ended with them.
 
+use std::fs::File;
 use std::io;
-use std::process::{Child, ChildStdout, Command, ExitStatus};
+use std::os::unix::fs::FileExt;
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
@@ -53,6 +56,35 @@ impl ProcessGroup {
         let Some(id) = self.id() else { return true };
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
         !matches!(waitid(WaitId::Pid(id), options), Ok(None) | Err(Errno::INTR))
+    }
+}
+
+/// A file in memory for the output of a program. A pipe could fill up, and a process in the background could keep it open.
+#[derive(Debug)]
+pub(crate) struct OutputFile(File);
+
+impl OutputFile {
+    pub(crate) fn new() -> io::Result<Self> {
+        let create = |flags| memfd_create("output", MemfdFlags::CLOEXEC | flags);
+        // Some machines allow only files that cannot be executed, and Linux before 6.3 does not know the flag.
+        match create(MemfdFlags::NOEXEC_SEAL) {
+            Err(Errno::INVAL) => Ok(OutputFile(create(MemfdFlags::empty())?.into())),
+            other => Ok(OutputFile(other?.into())),
+        }
+    }
+
+    /// The end for the program.
+    pub(crate) fn end(&self) -> io::Result<Stdio> {
+        Ok(self.0.try_clone()?.into())
+    }
+
+    /// The output so far, up to a maximum length.
+    pub(crate) fn read(&self, most: usize) -> io::Result<Vec<u8>> {
+        let length = usize::try_from(self.0.metadata()?.len()).unwrap_or(most);
+        let mut bytes = vec![0; length.min(most)];
+        // A process in the background may still write, at the position of the file.
+        self.0.read_exact_at(&mut bytes, 0)?;
+        Ok(bytes)
     }
 }
 
