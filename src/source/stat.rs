@@ -86,7 +86,7 @@ impl Stat {
     /// Like [`Stat::child`], but only from the kernel's cache: contacts no server or FUSE program.
     pub(super) fn cached_child(directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<Stat> {
         let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
-        Stat::new(&retry_on_intr(|| statx(&directory, name, flags, FIELDS))?)
+        Stat::new(&retry_on_intr(|| statx(directory, name, flags, FIELDS))?)
     }
 
     /// A placeholder for an inaccessible directory, such as another user's FUSE mount: private, empty, on device `dev`.
