@@ -335,4 +335,41 @@ fn a_drop_in_has_the_paths_of_the_configuration() {
     assert!(printed.contains("\nUser=root\n") && printed.contains("source.shop") && printed.contains("target.ssh"));
     fs::write(folder.join("brackfs.service.d/config.conf"), &printed).unwrap();
     verify(&folder, false);
+    // A path with a space; a condition has no quotes.
+    let spaced = site.path().join("my config.toml");
+    fs::rename(config(&site), &spaced).unwrap();
+    let mut command = site.command(&["config", "unit", "--config", "my config.toml"]);
+    command.current_dir(site.path());
+    let printed = run(command).ok().stdout;
+    assert!(printed.contains(&format!("\nConditionPathExists={}\n", spaced.display())), "{printed}");
+    fs::write(folder.join("brackfs.service.d/config.conf"), &printed).unwrap();
+    verify(&folder, false);
+}
+
+#[test]
+fn a_drop_in_lets_the_service_make_snapshots_of_file_systems() {
+    let site = configured();
+    let text = fs::read_to_string(config(&site)).unwrap();
+    let folder = units(&site, "system");
+    fs::create_dir(folder.join("brackfs.service.d")).unwrap();
+    for (kind, writes_lvm) in [("auto", false), ("zfs", false), ("lvm", true)] {
+        fs::write(config(&site), format!("{text}snapshot = \"{kind}\"\n")).unwrap();
+        let printed = run(command(&site, &["config", "unit"])).ok().stdout;
+        for line in [
+            "# source.all makes snapshots of file systems.",
+            "User=root",
+            "CapabilityBoundingSet=CAP_SYS_ADMIN CAP_DAC_OVERRIDE",
+            "SystemCallFilter=@mount",
+            "PrivateDevices=no",
+            "ProtectClock=no",
+        ] {
+            assert!(printed.lines().any(|it| it == line), "{line}\n{printed}");
+        }
+        assert_eq!(printed.contains("ReadWritePaths=-/run/lock/lvm\n"), writes_lvm, "{printed}");
+        fs::write(folder.join("brackfs.service.d/config.conf"), &printed).unwrap();
+        verify(&folder, false);
+    }
+    fs::write(config(&site), text).unwrap();
+    let printed = run(command(&site, &["config", "unit"])).ok().stdout;
+    assert!(!printed.contains("CAP_SYS_ADMIN") && !printed.contains("User="), "{printed}");
 }

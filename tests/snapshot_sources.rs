@@ -393,6 +393,30 @@ fn a_link_above_what_is_read_live_is_not_followed() {
 }
 
 #[test]
+fn a_service_makes_snapshots_though_systemd_binds_directories_to_themselves() {
+    let world = World::new("btrfs");
+    world.subvolume("home");
+    fs::create_dir_all(world.at("home/me/deep")).unwrap();
+    for name in ["home/me/one", "home/me/deep/two"] {
+        fs::write(world.at(name), "before").unwrap();
+    }
+    for name in ["home", "home/me", "home/me/deep"] {
+        tool(Command::new("mount").arg("--bind").args([world.at(name), world.at(name)]));
+    }
+    let change = world
+        .script("change", &format!("echo after > {0}/one; echo after > {0}/deep/two", world.at("home/me").display()));
+    let hook = format!("[[hook]]\non = [\"snapshot\"]\nfor = [\"s\"]\nrun = [\"{change}\"]\n");
+    world.configure(&format!("{}snapshot = \"btrfs\"\n", paths(&[&world.at("home/me")])), &hook);
+    // It must be able to write to the subvolume.
+    let printed = run(world.command(&["config", "unit"])).ok().stdout;
+    assert!(printed.contains(&format!("ReadWritePaths=-{}\n", world.at("home").display())), "{printed}");
+    world.backup(0);
+    for name in ["one", "deep/two"] {
+        assert_eq!(world.site.brackfs(&["cat", &format!("latest:{name}")]).ok().stdout, "before", "{name}");
+    }
+}
+
+#[test]
 fn file_systems_mounted_in_a_snapshot_are_still_backed_up() {
     let world = World::new("btrfs");
     fs::create_dir(world.at("disk")).unwrap();

@@ -82,7 +82,8 @@ pub(super) struct ShowArgs {
 /// change of targets.
 ///
 /// The service runs as the user brackfs, which may read all files. The drop-in has User=root if a source's command runs as
-/// another user, or if the login of a server is in root's home directory.
+/// another user, if a source has snapshots of file systems, or if the login of a server is in root's home directory. For
+/// snapshots, it also gives the service the rights that they need.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -177,7 +178,8 @@ fn show(args: &ShowArgs, global: &Global) -> Result<ExitCode> {
 
 fn unit(UnitArgs {}: &UnitArgs, global: &Global) -> Result<ExitCode> {
     let config = global.required_config()?;
-    io::stdout().write_all(unit::drop_in(&config, &global.config_path()?).as_bytes())?;
+    let file = std::path::absolute(global.config_path()?)?;
+    io::stdout().write_all(unit::drop_in(&config, &file).as_bytes())?;
     Ok(ExitCode::SUCCESS)
 }
 

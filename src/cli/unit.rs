@@ -2,15 +2,19 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::config::{Conditions, Config, Missing, Secret, SourceConfig, TargetConfig};
+use crate::config::{Conditions, Config, Missing, Secret, SnapshotKind, SourceConfig, TargetConfig};
+use crate::job::snapshot_tops;
 use crate::storage::LocationKind;
 
 /// The configuration that the service reads.
 pub(super) const CONFIG: &str = "/etc/brackfs/config.toml";
+
+/// Where LVM writes when it makes a snapshot.
+const LVM: [&str; 3] = ["/etc/lvm", "/run/lock/lvm", "/run/lvm"];
 
 /// The drop-in for a configuration in this file.
 pub(super) fn drop_in(config: &Config, file: &Path) -> String {
@@ -25,15 +29,11 @@ pub(super) fn drop_in(config: &Config, file: &Path) -> String {
         |missing| conditions().filter(move |it| it.missing == missing).filter_map(|it: &Conditions| it.mount.as_ref());
     let required: BTreeSet<_> = mounts(Missing::Fail).collect();
     line("\n[Unit]");
-    let is_elsewhere = file != Path::new(CONFIG);
-    if is_elsewhere {
-        line(&format!("ConditionPathExists=\nConditionPathExists={}", quoted("", file)));
-    }
+    let elsewhere = (file != Path::new(CONFIG)).then(|| elsewhere(file));
+    elsewhere.iter().for_each(|[condition, _]| line(condition));
     required.iter().for_each(|mount| line(&format!("RequiresMountsFor={}", quoted("", mount))));
     line("\n[Service]");
-    if is_elsewhere {
-        line(&format!("Environment={}", quoted("BRACKFS_CONFIG=", file)));
-    }
+    elsewhere.iter().for_each(|[_, environment]| line(environment));
     for why in needs_root(config) {
         line(&format!("# {why}"));
     }
@@ -43,19 +43,61 @@ pub(super) fn drop_in(config: &Config, file: &Path) -> String {
             line("AmbientCapabilities=\nCapabilityBoundingSet=CAP_SETUID CAP_SETGID CAP_AUDIT_WRITE");
         }
     }
+    if config.sources.iter().any(has_snapshot) {
+        line("CapabilityBoundingSet=CAP_SYS_ADMIN CAP_DAC_OVERRIDE\nSystemCallFilter=@mount");
+        // ProtectClock= allows only the devices that it lists.
+        line("PrivateDevices=no\nProtectClock=no");
+    }
     let local = config.targets.iter().filter_map(|target| match target.location.kind() {
         LocationKind::Directory(path) => Some(path.as_path()),
         _ => None,
     });
     let metrics = config.report.metrics.iter().filter_map(|file| file.parent());
+    let of_snapshots = snapshot_folders(config);
+    let writable: BTreeSet<_> = local.chain(metrics).chain(of_snapshots.iter().map(PathBuf::as_path)).collect();
+    // These make directories read-only in a way that ReadWritePaths= of the same directories does not change.
+    for (setting, folders) in [("ProtectSystem", &["/"][..]), ("ProtectHome", &["/home", "/root"])] {
+        if folders.iter().any(|folder| writable.contains(Path::new(folder))) {
+            line(&format!("{setting}=no"));
+        }
+    }
     // A path that is missing must not prevent the backups of others.
-    let writable: BTreeSet<_> = local.chain(metrics).collect();
     writable.iter().for_each(|path| line(&format!("ReadWritePaths={}", quoted("-", path))));
     if let Some(Secret::Credential(name)) = config.report.ping.as_ref().map(|ping| &ping.url) {
         line("# Put the secret into this file, readable by root only:");
         line(&format!("LoadCredential={name}:/etc/brackfs/credentials/{name}"));
     }
     text
+}
+
+/// Where the programs write that make snapshots of file systems.
+fn snapshot_folders(config: &Config) -> BTreeSet<PathBuf> {
+    let wanted = config.sources.iter().filter_map(|source| Some((source.snapshot.as_ref()?, source)));
+    let tops = wanted.flat_map(|(wanted, source)| snapshot_tops(wanted, &source.options.selection.paths));
+    let folders = tops.flat_map(|(kind, top)| match kind {
+        SnapshotKind::Btrfs => vec![top],
+        SnapshotKind::Zfs => Vec::new(),
+        SnapshotKind::Lvm => LVM.map(PathBuf::from).to_vec(),
+    });
+    folders.collect()
+}
+
+/// The drop-in of a user's service for a configuration in this file.
+pub(super) fn user_drop_in(file: &Path) -> String {
+    let [condition, environment] = elsewhere(file);
+    format!("# Written by `brackfs setup`.\n\n[Unit]\n{condition}\n\n[Service]\n{environment}\n")
+}
+
+/// The lines of `[Unit]` and `[Service]` for a configuration in another file.
+fn elsewhere(file: &Path) -> [String; 2] {
+    // A condition has no quotes, so some paths cannot be written there.
+    let path = file.display().to_string();
+    let is_plain = !path.contains(char::is_control) && !path.ends_with(['\\', ' ']);
+    let condition = is_plain.then(|| format!("\nConditionPathExists={}", path.replace('%', "%%")));
+    [
+        format!("ConditionPathExists={}", condition.unwrap_or_default()),
+        format!("Environment={}", quoted("BRACKFS_CONFIG=", file)),
+    ]
 }
 
 /// This program as the first word of `ExecStart=`.
@@ -68,14 +110,21 @@ pub(super) fn program(path: &Path) -> Result<String> {
 pub(super) fn needs_root(config: &Config) -> impl Iterator<Item = String> {
     let commands = config.sources.iter().filter(|source| has_user(source));
     let commands = commands.map(|source| format!("source.{} has a command of another user.", source.name));
+    let snapshots = config.sources.iter().filter(|source| has_snapshot(source));
+    let snapshots = snapshots.map(|source| format!("source.{} makes snapshots of file systems.", source.name));
     let servers = config.targets.iter().filter(|target| has_login_at_home(target));
     let servers = servers.map(|target| format!("The login of target.{} is in root's home directory.", target.name));
-    commands.chain(servers)
+    commands.chain(snapshots).chain(servers)
 }
 
 /// Whether a source has a command that another user runs, which only root can do.
 fn has_user(source: &SourceConfig) -> bool {
     source.used.iter().any(|used| used.key == "user")
+}
+
+/// Whether snapshots of file systems are made for a source, which only root can do.
+fn has_snapshot(source: &SourceConfig) -> bool {
+    source.snapshot.is_some()
 }
 
 /// Whether a target is on a server whose login is not in a file that the configuration names.
@@ -112,5 +161,10 @@ mod tests {
         assert_eq!(quoted("-", Path::new("/mnt/nas")), "-/mnt/nas");
         assert_eq!(quoted("-", Path::new("/mnt/my disk")), "\"-/mnt/my disk\"");
         assert_eq!(quoted("", Path::new("/a\"\\100%\n")), "\"/a\\\"\\\\100%%\\x0a\"");
+        let condition = |path: &str| elsewhere(Path::new(path))[0].clone();
+        assert_eq!(condition("/a \"b\"/100%"), "ConditionPathExists=\nConditionPathExists=/a \"b\"/100%%");
+        for path in ["/a\nb", "/a ", "/a\\"] {
+            assert_eq!(condition(path), "ConditionPathExists=", "{path:?}");
+        }
     }
 }

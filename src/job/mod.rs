@@ -25,4 +25,5 @@ mod steps;
 pub use journal::{EndedRun, Entry, Journal, JournalError, Subject, Trouble};
 pub use outcome::{Counts, Ending, Failed, Outcome, Row, Step, worst};
 pub use report::ping;
+pub use snapshots::snapshot_tops;
 pub use steps::{Caller, Environment, Job, backup_outcome, prune_outcome};

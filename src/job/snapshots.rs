@@ -92,9 +92,7 @@ impl<'a> Snapshots<'a> {
         for path in paths {
             // A missing path is reported by the backup.
             let Some(path) = real(path) else { continue };
-            // Of several on one directory, the last one is seen.
-            let above = table.iter().filter(|on| path.starts_with(&on.point));
-            let Some(on) = above.max_by_key(|on| on.point.as_os_str().len()) else { continue };
+            let Some(on) = FileSystem::of(&path, &table) else { continue };
             let Some(kind) = on.snapshot_kind(wanted.kind) else {
                 note(&format!(
                     "{} is on {}, a file system without snapshots, and is read live",
@@ -256,6 +254,21 @@ fn exposure(folder: &Path) -> Option<String> {
     Some(format!("another user can change {}", exposed.display()))
 }
 
+/// The kind of the snapshots of each path, and the directory that a snapshot is made of.
+pub fn snapshot_tops(wanted: &FileSystemSnapshot, paths: &[PathBuf]) -> Vec<(SnapshotKind, PathBuf)> {
+    // A run reports the errors.
+    let table = FileSystem::all().unwrap_or_default();
+    let top = |path: &PathBuf| {
+        let path = real(path)?;
+        let on = FileSystem::of(&path, &table)?;
+        match on.snapshot_kind(wanted.kind)? {
+            SnapshotKind::Btrfs => Some((SnapshotKind::Btrfs, on.subvolume(&path).ok()?)),
+            kind => Some((kind, on.point.clone())),
+        }
+    };
+    paths.iter().filter_map(top).collect()
+}
+
 /// Removes the snapshots of runs that were killed.
 pub(super) fn remove_leftovers(state: &Path, note: &dyn Fn(&str)) {
     if !state.join(RECORDS).exists() {
@@ -357,7 +370,8 @@ fn gone(removed: Result<String, Failed>, absent: &[&str]) -> Result<(), Failed> 
 }
 
 impl FileSystem {
-    /// All mounts. A later one may hide an earlier one.
+    /// All mounts. A later one may hide an earlier one. A directory that is bound to itself is no other file system: systemd binds
+    /// those that a service may not write to.
     fn all() -> Result<Vec<Self>, Failed> {
         let table = mountinfo::read().map_err(|e| failed("read", Path::new(mountinfo::TABLE), &e))?;
         let mounts = mountinfo::mounts(&table).map(|info| FileSystem {
@@ -368,7 +382,26 @@ impl FileSystem {
             device: makedev(info.device.0, info.device.1),
             restrictions: RESTRICTIONS.into_iter().filter(|flag| info.has_flag(flag)).collect(),
         });
-        Ok(mounts.collect())
+        let mut all: Vec<FileSystem> = Vec::new();
+        for mount in mounts {
+            if !FileSystem::of(&mount.point, &all).is_some_and(|below| below.shows(&mount)) {
+                all.push(mount);
+            }
+        }
+        Ok(all)
+    }
+
+    /// The one that a path is on.
+    fn of<'t>(path: &Path, table: &'t [FileSystem]) -> Option<&'t FileSystem> {
+        // Of several on one directory, the last one is seen.
+        let above = table.iter().filter(|on| path.starts_with(&on.point));
+        above.max_by_key(|on| on.point.as_os_str().len())
+    }
+
+    /// Whether it has the same directory at the mount point of another one.
+    fn shows(&self, other: &FileSystem) -> bool {
+        let below = other.point.strip_prefix(&self.point);
+        self.device == other.device && below.is_ok_and(|below| self.root.join(below) == other.root)
     }
 
     fn kind(&self) -> String {
