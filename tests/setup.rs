@@ -64,7 +64,12 @@ fn restores(site: &Site, environment: &[(&str, &str)]) {
 fn options_answer_all_questions_and_a_second_run_changes_nothing() {
     let site = site();
     let run = setup(&site, &answers(&site)).ok();
-    let cron = format!("17 3 * * *  {} run", env!("CARGO_BIN_EXE_brackfs"));
+    let cron = format!(
+        "17 3 * * *  {} run --config {} --state-dir {}\n",
+        env!("CARGO_BIN_EXE_brackfs"),
+        config(&site).display(),
+        site.state().display()
+    );
     for text in ["\nKEEP THIS", "\nHost key ", "\nSecret key ", &cron, "\n  brackfs restore latest"] {
         assert!(run.stdout.contains(text), "{text}\n{run}");
     }
@@ -233,80 +238,224 @@ fn nothing_is_written_if_the_last_answer_is_no() {
     assert!(!config(&site).exists() && !site.repo().exists() && is_empty(&site.state()));
 }
 
+/// A machine with a systemd that only notes what it is told: it has /etc, /run and /var/lib of its own.
+struct Machine<'s> {
+    site: &'s Site,
+}
+
+impl<'s> Machine<'s> {
+    fn new(site: &'s Site) -> Self {
+        let machine = Machine { site };
+        let bin = machine.path("bin");
+        for name in ["bin", "etc-copy", "run", "lib", "lib/brackfs", "home"] {
+            fs::create_dir(machine.path(name)).unwrap();
+        }
+        // Enabled after `enable`.
+        let script = "#!/bin/sh\necho \"$*\" >> told\n\
+            case \"$*\" in *is-enabled*) [ -e enabled ];; *enable*) touch enabled;; esac\n";
+        fs::write(bin.join("systemctl"), script).unwrap();
+        fs::set_permissions(bin.join("systemctl"), Permissions::from_mode(0o755)).unwrap();
+        common::machine::succeed(
+            Command::new("sh")
+                .args(["-c", "cp -a /etc/. etc-copy && rm -rf etc-copy/systemd/system/brackfs*"])
+                .current_dir(site.path()),
+        );
+        let lib = ["/usr/lib/systemd/system", "/lib/systemd/system"];
+        assert!(
+            !lib.iter().any(|folder| PathBuf::from(folder).join("brackfs.service").exists()),
+            "brackfs is installed"
+        );
+        machine
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.site.path().join(name)
+    }
+
+    /// A file of the units of the system.
+    fn unit(&self, name: &str) -> PathBuf {
+        self.path("etc-copy/systemd/system").join(name)
+    }
+
+    fn told(&self) -> String {
+        fs::read_to_string(self.path("told")).unwrap()
+    }
+
+    /// The user of the service.
+    fn user(&self) -> Option<u32> {
+        let passwd = fs::read_to_string(self.path("etc-copy/passwd")).unwrap();
+        let user = passwd.lines().find(|line| line.starts_with("brackfs:"))?;
+        Some(user.split(':').nth(2).unwrap().parse().unwrap())
+    }
+
+    /// Runs the program there, by way of another one.
+    fn brackfs(&self, by: &[&str], arguments: &[String]) -> Run {
+        let script = "set -e
+            mkdir -p run/systemd/system
+            mount --bind etc-copy /etc; mount --bind run /run; mount --bind lib /var/lib
+            exec \"$@\"";
+        let mut command = in_mount_namespace("sh");
+        command.args(["-c", script, "sh"]).args(by).arg(self.site.program_for_everyone()).args(arguments);
+        let path = format!("{}:{}", self.path("bin").display(), std::env::var("PATH").unwrap());
+        command.current_dir(self.site.path()).env("PATH", path).stdin(Stdio::null());
+        for name in ["BRACKFS_REPOSITORY", "BRACKFS_KEY_FILE", "BRACKFS_STATE_DIR", "BRACKFS_CONFIG"] {
+            command.env_remove(name);
+        }
+        for name in ["XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME"] {
+            command.env_remove(name);
+        }
+        command.env("HOME", self.path("home"));
+        run(command)
+    }
+
+    fn root(&self, arguments: &[String]) -> Run {
+        self.brackfs(&[], arguments)
+    }
+}
+
+/// The answers, with other times.
+fn answers_with(site: &Site, when: &str) -> Vec<String> {
+    answers(site).into_iter().map(|word| if word == "daily" { when.to_owned() } else { word }).collect()
+}
+
 #[test]
 fn with_systemd_the_service_gets_a_user_and_the_timer_is_enabled() {
     let site = site();
-    let told = site.path().join("told");
-    let bin = site.path().join("bin");
-    fs::create_dir(&bin).unwrap();
-    let systemctl = bin.join("systemctl");
-    // Enabled after `enable`.
-    let script =
-        "#!/bin/sh\necho \"$*\" >> told\ncase $1 in is-enabled) [ -e enabled ];; enable) touch enabled;; esac\n";
-    fs::write(&systemctl, script).unwrap();
-    fs::set_permissions(&systemctl, Permissions::from_mode(0o755)).unwrap();
-    // A machine of its own: /etc, /run and /var/lib/brackfs.
-    for name in ["etc-copy", "run", "lib"] {
-        fs::create_dir(site.path().join(name)).unwrap();
-    }
-    common::machine::succeed(
-        Command::new("sh")
-            .args(["-c", "cp -a /etc/. etc-copy && rm -rf etc-copy/systemd/system/brackfs*"])
-            .current_dir(site.path()),
-    );
-    let lib = ["/usr/lib/systemd/system", "/lib/systemd/system"];
-    assert!(!lib.iter().any(|folder| PathBuf::from(folder).join("brackfs.service").exists()), "brackfs is installed");
-    let made = !PathBuf::from("/var/lib/brackfs").exists();
-    fs::create_dir_all("/var/lib/brackfs").unwrap();
-    let script = "set -e
-        mkdir -p run/systemd/system
-        mount --bind etc-copy /etc; mount --bind run /run; mount --bind lib /var/lib/brackfs
-        exec \"$@\"";
-    let inside = |arguments: &[String]| {
-        let inner = command(&site, &arguments.iter().map(String::as_str).collect::<Vec<_>>());
-        let mut command = in_mount_namespace("sh");
-        command.args(["-c", script, "sh"]).arg(inner.get_program()).args(inner.get_args()).current_dir(site.path());
-        command.env("PATH", format!("{}:{}", bin.display(), std::env::var("PATH").unwrap())).stdin(Stdio::null());
-        command.env("BRACKFS_CONFIG", "/etc/brackfs/config.toml").env_remove("BRACKFS_STATE_DIR");
-        for name in ["BRACKFS_REPOSITORY", "BRACKFS_KEY_FILE"] {
-            command.env_remove(name);
-        }
-        run(command)
-    };
-    let mut arguments = answers(&site);
-    let at = arguments.iter().position(|word| word == "daily").unwrap();
-    arguments[at] = "Mon..Fri 12:30".to_owned();
-    let run = inside(&arguments).ok();
+    let machine = Machine::new(&site);
+    // What root left there is given to the user.
+    fs::create_dir(machine.path("lib/brackfs/old")).unwrap();
+    let run = machine.root(&answers_with(&site, "Mon..Fri 12:30")).ok();
     assert!(run.stderr.contains("make the user brackfs") && run.stdout.contains("journalctl -u brackfs"), "{run}");
-    let etc = site.path().join("etc-copy");
-    let passwd = fs::read_to_string(etc.join("passwd")).unwrap();
-    let user = passwd.lines().find(|line| line.starts_with("brackfs:")).unwrap();
-    let id: u32 = user.split(':').nth(2).unwrap().parse().unwrap();
+    assert!(run.stderr.contains("to do: give /var/lib/brackfs to the user brackfs"), "{run}");
+    assert!(run.stderr.contains("to do: enable brackfs.timer (Mon..Fri 12:30)"), "{run}");
+    let id = machine.user().unwrap();
     // The service can use all that was made.
-    for folder in [site.path().join("lib"), site.repo()] {
+    for folder in [machine.path("lib/brackfs"), site.repo()] {
         for (path, _) in tree(&folder) {
             assert_eq!(fs::symlink_metadata(folder.join(&path)).unwrap().uid(), id, "{path:?}");
         }
         assert_eq!(fs::metadata(&folder).unwrap().uid(), id);
     }
-    let config = fs::metadata(etc.join("brackfs/config.toml")).unwrap();
+    let config = fs::metadata(machine.path("etc-copy/brackfs/config.toml")).unwrap();
     assert_eq!((config.uid(), config.permissions().mode() & 0o777), (0, 0o640));
     assert_ne!(config.gid(), 0);
-    let unit = |name: &str| fs::read_to_string(etc.join("systemd/system").join(name)).unwrap();
-    assert!(unit("brackfs.service").contains(&format!("ExecStart={} run", env!("CARGO_BIN_EXE_brackfs"))));
+    let unit = |name: &str| fs::read_to_string(machine.unit(name)).unwrap();
+    assert!(unit("brackfs.service").contains(&format!("ExecStart={} run", site.program_for_everyone().display())));
     assert!(unit("brackfs.service.d/config.conf").contains(&format!("ReadWritePaths=-{}", site.repo().display())));
     assert!(unit("brackfs.timer.d/when.conf").contains("OnCalendar=\nOnCalendar=Mon..Fri 12:30\n"));
     assert!(unit("brackfs.timer").contains("Persistent=true") && unit("brackfs-failed@.service").contains("sendmail"));
-    let log = fs::read_to_string(&told).unwrap();
+    let log = machine.told();
     assert!(log.contains("daemon-reload\nenable --now brackfs.timer\n"), "{log}");
-    let again = inside(&["setup".to_owned()]).ok();
+    let again = machine.root(&["setup".to_owned()]).ok();
     assert!(
         again.stderr.contains("everything is set up already") && again.stderr.contains("kept: the timer"),
         "{again}"
     );
-    let log = fs::read_to_string(&told).unwrap();
+    assert!(!again.stderr.contains("chown") && !again.stderr.contains("config.conf"), "{again}");
+    let log = machine.told();
     assert_eq!(log.matches("enable --now").count(), 1, "{log}");
-    if made {
-        fs::remove_dir("/var/lib/brackfs").unwrap();
+}
+
+#[test]
+fn times_are_told_only_if_they_are_in_force() {
+    let site = site();
+    let machine = Machine::new(&site);
+    let drop_ins = machine.unit("brackfs.timer.d");
+    fs::create_dir_all(&drop_ins).unwrap();
+    fs::create_dir(machine.unit("brackfs.service.d")).unwrap();
+    fs::write(machine.unit("brackfs.service.d/config.conf"), "[Service]\nNice=5\n").unwrap();
+    let plan = |when: &str| {
+        let arguments = answers_with(&site, when).into_iter().chain(["--dry-run".to_owned()]).collect::<Vec<_>>();
+        machine.root(&arguments).ok().stderr
+    };
+    let elsewhere = |name: &str| format!("to do: enable brackfs.timer with the times in {name}");
+    let folder = "/etc/systemd/system";
+    let kept = format!("kept: {folder}/brackfs.service.d/config.conf");
+    // What setup wrote is replaced.
+    let own = |event: &str| format!("[Timer]\nOnCalendar=\nOnCalendar={event}\n");
+    fs::write(drop_ins.join("when.conf"), own("weekly")).unwrap();
+    for when in ["daily", "hourly"] {
+        let told = plan(when);
+        assert!(told.contains(&format!("enable brackfs.timer ({when})")) && told.contains(&kept), "{told}");
     }
+    // A drop-in that has no times, or whose times are reset, changes nothing.
+    fs::write(drop_ins.join("a.conf"), "[Timer]\nOnCalendar=monthly\n").unwrap();
+    fs::write(drop_ins.join("x.conf"), "[Timer]\nRandomizedDelaySec=0\n").unwrap();
+    assert!(plan("hourly").contains("enable brackfs.timer (hourly)"));
+    fs::write(drop_ins.join("z.conf"), "[Timer]\nOnCalendar=monthly\n").unwrap();
+    let told = plan("hourly");
+    assert!(told.contains(&elsewhere(&format!("{folder}/brackfs.timer.d/z.conf"))), "{told}");
+    fs::remove_file(drop_ins.join("z.conf")).unwrap();
+    // What somebody else wrote stays.
+    let changed = own("weekly") + "Persistent=no\n";
+    fs::write(drop_ins.join("when.conf"), &changed).unwrap();
+    let told = plan("hourly");
+    let file = format!("{folder}/brackfs.timer.d/when.conf");
+    assert!(told.contains(&elsewhere(&file)) && told.contains(&format!("kept: {file}")), "{told}");
+    machine.root(&answers_with(&site, "hourly")).ok();
+    assert_eq!(fs::read_to_string(drop_ins.join("when.conf")).unwrap(), changed);
+    // Without the file, the times are those of the unit.
+    fs::remove_file(machine.path("enabled")).unwrap();
+    fs::remove_dir_all(&drop_ins).unwrap();
+    fs::write(machine.unit("brackfs.timer"), "[Timer]\nOnBootSec=1h\n").unwrap();
+    let told = plan("daily");
+    assert!(told.contains(&elsewhere(&format!("{folder}/brackfs.timer"))), "{told}");
+    assert!(plan("weekly").contains("enable brackfs.timer (weekly)"));
+    fs::create_dir(&drop_ins).unwrap();
+    fs::write(drop_ins.join("when.conf"), own("weekly")).unwrap();
+    machine.root(&answers(&site)).ok();
+    assert_eq!(fs::read_to_string(drop_ins.join("when.conf")).unwrap(), own("daily"));
+}
+
+#[test]
+fn a_kept_repository_of_another_user_is_told() {
+    let site = site();
+    let machine = Machine::new(&site);
+    let repo = site.repo().display().to_string();
+    let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+    machine.root(&words(&["init", &repo, "--no-encryption"])).ok();
+    let run = machine.root(&answers(&site)).ok();
+    let warning = format!("the user brackfs of the service does not own {repo}; run: chown -R brackfs: {repo}");
+    assert!(run.stderr.contains(&warning) && run.stderr.contains("kept: the repository"), "{run}");
+    let id = machine.user().unwrap();
+    let state = machine.path("lib/brackfs");
+    for (path, _) in tree(&state) {
+        assert_eq!(fs::symlink_metadata(state.join(&path)).unwrap().uid(), id, "{path:?}");
+    }
+    let again = machine.root(&words(&["setup"])).ok();
+    assert!(again.stderr.contains(&warning) && again.stderr.contains("everything is set up already"), "{again}");
+    common::machine::succeed(Command::new("chown").args(["-R", &format!("{id}:{id}"), &repo]));
+    let again = machine.root(&words(&["setup"])).ok();
+    assert!(!again.stderr.contains("chown"), "{again}");
+}
+
+#[test]
+fn the_service_of_a_user_reads_the_configuration_that_setup_was_given() {
+    let site = site();
+    let machine = Machine::new(&site);
+    let file = site.path().join("my config.toml");
+    site.program_for_everyone();
+    common::machine::succeed(Command::new("chown").args(["-R", "65534:65534"]).arg(site.path()));
+    let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+    let mut arguments = answers(&site);
+    arguments.extend(["--config".to_owned(), file.display().to_string()]);
+    machine.brackfs(&nobody, &arguments).ok();
+    let folder = machine.path("home/.config/systemd/user");
+    let text = fs::read_to_string(folder.join("brackfs.service.d/config.conf")).unwrap();
+    let path = file.display();
+    assert!(text.contains(&format!("\nConditionPathExists=\nConditionPathExists={path}\n")), "{text}");
+    assert!(text.contains(&format!("\nEnvironment=\"BRACKFS_CONFIG={path}\"\n")), "{text}");
+    let verified = Command::new("systemd-analyze")
+        .args(["verify", "--user", "--man=no", "--recursive-errors=one"])
+        .arg(folder.join("brackfs.service"))
+        .env("XDG_RUNTIME_DIR", site.path())
+        .output()
+        .unwrap();
+    assert!(verified.status.success() && verified.stderr.is_empty(), "{verified:?}");
+    assert!(machine.told().contains("--user enable --now brackfs.timer\n"));
+    // The standard place needs no drop-in.
+    fs::remove_dir_all(&folder).unwrap();
+    fs::remove_file(machine.path("enabled")).unwrap();
+    machine.brackfs(&nobody, &answers(&site)).ok();
+    assert!(folder.join("brackfs.service").exists() && !folder.join("brackfs.service.d").exists());
 }

@@ -101,7 +101,7 @@ impl Global {
 }
 
 /// The configuration file that is read if none is named.
-fn standard_config() -> Option<PathBuf> {
+pub(super) fn standard_config() -> Option<PathBuf> {
     Some(standard_directory("/etc", "XDG_CONFIG_HOME", ".config")?.join("config.toml"))
 }
 

@@ -18,7 +18,7 @@ mod timer;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result};
 use nix::unistd::User;
@@ -26,7 +26,7 @@ use nix::unistd::User;
 use self::ask::Asker;
 use self::draft::{Draft, absolute, checked_paths, checked_repository};
 use self::existing::{repository_of, without_backup};
-use self::timer::{Schedule, Timer};
+use self::timer::{Files, Schedule, Timer};
 use super::exit::{Reported, Usage};
 use super::global::Global;
 use super::key::owner_id;
@@ -109,6 +109,10 @@ struct Plan {
     timer: Timer,
     /// How the timer is to be set.
     schedule: Option<Schedule>,
+    /// The files of the units.
+    files: Files,
+    /// The state directory.
+    state: PathBuf,
     /// The sources without a backup.
     sources: Vec<String>,
 }
@@ -137,8 +141,8 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         }
         plan.prepare()?;
         plan.make_repositories(key.as_ref(), global)?;
-        if let Some(schedule) = &plan.schedule {
-            plan.timer.set(schedule, &plan.config, &plan.file)?;
+        if plan.schedule.is_some() {
+            plan.timer.set(&plan.files)?;
         }
         if !plan.sources.is_empty() {
             ended = match run_steps(&RunArgs::backups_of(plan.sources.clone()), global) {
@@ -148,7 +152,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
             };
         }
     }
-    output::result(page::text(&plan.config, &plan.timer, global)?)?;
+    output::result(page::text(&plan.config, &plan.file, &plan.timer, global)?)?;
     ended
 }
 
@@ -199,7 +203,8 @@ impl Plan {
         };
         let sources = without_backup(&config, &state);
         let schedule = schedule.filter(|schedule| *schedule != Schedule::Never);
-        Ok(Plan { file, text, config, new, recipients, timer, schedule, sources })
+        let files = timer.files(schedule.as_ref(), &config, &file)?;
+        Ok(Plan { file, text, config, new, recipients, timer, schedule, files, state, sources })
     }
 
     /// What is kept, and what is to be done.
@@ -223,13 +228,22 @@ impl Plan {
             steps.push(format!("make a repository at {}, encrypted to {key}", target.location));
         }
         match (&self.schedule, self.timer.is_enabled()) {
-            (Some(schedule), _) if self.timer.has_systemd() => steps.push(format!("enable brackfs.timer ({schedule})")),
+            (Some(schedule), _) if self.timer.has_systemd() => steps.push(match &self.files.times {
+                None => format!("enable brackfs.timer ({schedule})"),
+                Some(file) => format!("enable brackfs.timer with the times in {}", file.display()),
+            }),
             (_, true) => kept.push("the timer brackfs.timer".to_owned()),
             _ => {}
         }
+        kept.extend(
+            self.files.kept.iter().map(|path| format!("{}, which setup would write differently", path.display())),
+        );
         match self.sources.as_slice() {
             [] => kept.push("the backups made so far".to_owned()),
             sources => steps.push(format!("make the first backup of {}", sources.join(", "))),
+        }
+        if self.must_give_state() {
+            steps.insert(0, format!("give {} to the user {USER}", self.state.display()));
         }
         if let Some(user) = self.user()
             && !steps.is_empty()
@@ -255,12 +269,22 @@ impl Plan {
             }
             _ => None,
         });
-        same.chain(
-            unit::needs_root(&self.config)
-                .filter(|_| self.timer.is_system())
-                .map(|why| format!("the service runs as root: {why}")),
-        )
-        .collect()
+        let root = unit::needs_root(&self.config).filter(|_| self.timer.is_system());
+        let root = root.map(|why| format!("the service runs as root: {why}"));
+        let kept = self.config.targets.iter().filter(|target| !self.new.iter().any(|new| new.name == target.name));
+        let foreign = kept.filter_map(|target| match target.location.kind() {
+            LocationKind::Directory(folder) if self.user().is_some_and(|user| is_foreign(folder, user)) => {
+                let command = format!("chown -R {USER}: {}", page::quoted(&folder.to_string_lossy()));
+                Some(format!("the user {USER} of the service does not own {}; run: {command}", folder.display()))
+            }
+            _ => None,
+        });
+        same.chain(root).chain(foreign).collect()
+    }
+
+    /// Whether the state directory has files that the user of the service does not own.
+    fn must_give_state(&self) -> bool {
+        self.user().is_some_and(|user| is_foreign(&self.state, user))
     }
 
     /// The key of the new repositories, if there are any.
@@ -278,9 +302,15 @@ impl Plan {
         is_for_user.then_some(USER)
     }
 
-    /// Makes the user, and writes the configuration.
+    /// Makes the user, gives it the state directory, and writes the configuration.
     fn prepare(&self) -> Result<()> {
         let owner = self.user().map(timer::make_user).transpose()?;
+        if owner.is_some() {
+            create_folder(&self.state).with_context(|| format!("cannot make {}", self.state.display()))?;
+        }
+        if self.must_give_state() {
+            give_all(&self.state, USER)?;
+        }
         let Some(text) = &self.text else { return Ok(()) };
         let failed = || format!("cannot write {}", self.file.display());
         if let Some(folder) = self.file.parent() {
@@ -297,7 +327,7 @@ impl Plan {
 
     fn make_repositories(&self, key: Option<&Key>, global: &Global) -> Result<()> {
         let Some(key) = key else { return Ok(()) };
-        let state = global.state()?;
+        let state = &self.state;
         let owner = self.user().map(timer::make_user).transpose()?;
         let give = |folder: &Path| -> Result<()> {
             let Some(owner) = &owner else { return Ok(()) };
@@ -313,10 +343,6 @@ impl Plan {
                 _ => Ok(()),
             }
         };
-        if owner.is_some() {
-            create_folder(&state).with_context(|| format!("cannot make {}", state.display()))?;
-            give(&state)?;
-        }
         for target in &self.new {
             if let LocationKind::Directory(folder) = target.location.kind() {
                 fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
@@ -329,13 +355,30 @@ impl Plan {
                     Owner::Passphrase { passphrase: passphrase.clone(), user_id: owner_id() }
                 }
             };
-            let made = init(&location, &state, owner)?;
-            RepositoryState::forget_looks(&state, &location.identity());
+            let made = init(&location, state, owner)?;
+            RepositoryState::forget_looks(state, &location.identity());
             let monitor = global.monitor(false);
             made.shortcomings.iter().for_each(|why| monitor.note(&format!("{location}: {why}")));
         }
         Ok(())
     }
+}
+
+/// Whether a directory, or something in it, exists and does not belong to a user.
+fn is_foreign(folder: &Path, user: &str) -> bool {
+    let user = User::from_name(user).ok().flatten().map(|user| user.uid.as_raw());
+    let below = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut all = [folder.to_owned()].into_iter().chain(below);
+    all.any(|path| path.symlink_metadata().is_ok_and(|found| Some(found.uid()) != user))
+}
+
+/// Gives a directory and all that is in it to a user.
+fn give_all(folder: &Path, user: &str) -> Result<()> {
+    let mut command = Command::new("chown");
+    command.args(["-R", "-h", "--", &format!("{user}:")]).arg(folder).stdin(Stdio::null());
+    let status = command.status().context("cannot run chown")?;
+    anyhow::ensure!(status.success(), "cannot give {} to the user {user}: chown failed ({status})", folder.display());
+    Ok(())
 }
 
 /// Takes the answers from the options, and asks for the others.

@@ -1,10 +1,11 @@
 //! What to keep for a restore, and how to restore.
 
 use std::fmt::Write;
+use std::path::Path;
 
 use anyhow::Result;
 
-use super::super::global::Global;
+use super::super::global::{Global, standard_config, standard_directory};
 use super::super::show::printable;
 use super::existing::repository_of;
 use super::timer::Timer;
@@ -12,8 +13,8 @@ use crate::catalog::trust_of;
 use crate::config::{Config, TargetConfig};
 use crate::state::RepositoryState;
 
-/// The page for these backups.
-pub(super) fn text(config: &Config, timer: &Timer, global: &Global) -> Result<String> {
+/// The page for the backups of a configuration in this file.
+pub(super) fn text(config: &Config, file: &Path, timer: &Timer, global: &Global) -> Result<String> {
     let mut text = String::new();
     // Writing to a string cannot fail.
     let mut line = |line: &str| _ = writeln!(text, "{}", printable(line.trim_end()));
@@ -26,10 +27,8 @@ pub(super) fn text(config: &Config, timer: &Timer, global: &Global) -> Result<St
         (true, _) => "To see what happened:   journalctl -u brackfs".to_owned(),
         (false, true) => "To see what happened:   journalctl --user -u brackfs".to_owned(),
         _ => {
-            // The PATH of cron is short.
-            let program = std::env::current_exe().unwrap_or_else(|_| "brackfs".into());
-            let program = quoted(&program.to_string_lossy());
-            format!("There is no systemd. For a backup every night, add to crontab -e:   17 3 * * *  {program} run")
+            let entry = crontab(file, &global.state()?);
+            format!("There is no systemd. For a backup every night, add to crontab -e:   {entry}")
         }
     });
     Ok(text.trim_end().to_owned())
@@ -67,8 +66,23 @@ fn repository(target: &TargetConfig, global: &Global, line: &mut dyn FnMut(&str)
     Ok(())
 }
 
+/// A line for a crontab.
+fn crontab(file: &Path, state: &Path) -> String {
+    // The PATH of cron is short.
+    let program = std::env::current_exe().unwrap_or_else(|_| "brackfs".into());
+    let mut command = format!("{} run", quoted(&program.to_string_lossy()));
+    let standard_state = standard_directory("/var/lib", "XDG_STATE_HOME", ".local/state");
+    for (option, path, standard) in [("--config", file, standard_config()), ("--state-dir", state, standard_state)] {
+        if standard.as_deref() != Some(path) {
+            command = format!("{command} {option} {}", quoted(&path.to_string_lossy()));
+        }
+    }
+    // cron takes the sign for a line break.
+    format!("17 3 * * *  {}", command.replace('%', "\\%"))
+}
+
 /// A word for a shell.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     let is_plain = |c: char| c.is_alphanumeric() || "/._-:@+,".contains(c);
     if text.chars().all(is_plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', "'\\''")) }
 }

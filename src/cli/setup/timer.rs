@@ -1,7 +1,9 @@
 //! The service and its timer: of the system for root, else of the user.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::str::FromStr;
@@ -11,7 +13,7 @@ use nix::unistd::User;
 use rustix::process::geteuid;
 
 use super::super::exit::Usage;
-use super::super::global::standard_directory;
+use super::super::global::{standard_config, standard_directory};
 use super::super::unit;
 use crate::config::Config;
 use crate::sys::durable::{IfExists, write_file};
@@ -21,20 +23,26 @@ const BOOTED: &str = "/run/systemd/system";
 /// Where packages put units of the system and of users.
 const PACKAGED: [&[&str]; 2] =
     [&["/usr/lib/systemd/system", "/lib/systemd/system"], &["/usr/lib/systemd/user", "/lib/systemd/user"]];
+const SYSTEM_TIMER: &str = include_str!("../../../packaging/systemd/system/brackfs.timer");
+const USER_TIMER: &str = include_str!("../../../packaging/systemd/user/brackfs.timer");
 /// The units of the system and of users, for machines where no package installed them.
 const UNITS: [&[(&str, &str)]; 2] = [
     &[
         ("brackfs.service", include_str!("../../../packaging/systemd/system/brackfs.service")),
-        ("brackfs.timer", include_str!("../../../packaging/systemd/system/brackfs.timer")),
+        ("brackfs.timer", SYSTEM_TIMER),
         ("brackfs-failed@.service", include_str!("../../../packaging/systemd/system/brackfs-failed@.service")),
     ],
     &[
         ("brackfs.service", include_str!("../../../packaging/systemd/user/brackfs.service")),
-        ("brackfs.timer", include_str!("../../../packaging/systemd/user/brackfs.timer")),
+        ("brackfs.timer", USER_TIMER),
     ],
 ];
 /// The user of the service, for systemd-sysusers.
 const SYSUSERS: &str = include_str!("../../../packaging/sysusers.d/brackfs.conf");
+/// The drop-in with the times of the timer.
+const TIMES: &str = "when.conf";
+/// Its text up to the event. The first line resets the times of the unit.
+const TIMES_BEGIN: &str = "[Timer]\nOnCalendar=\nOnCalendar=";
 /// The program in the packaged units.
 const PROGRAM: &str = "/usr/bin/brackfs";
 
@@ -114,10 +122,11 @@ impl Timer {
         self.has_systemd && self.is_root
     }
 
-    /// Installs the units unless a package did, and enables the timer.
-    pub(super) fn set(&self, schedule: &Schedule, config: &Config, file: &Path) -> Result<()> {
+    /// Finds out which files the schedule needs.
+    pub(super) fn files(&self, schedule: Option<&Schedule>, config: &Config, file: &Path) -> Result<Files> {
+        let mut files = Files::default();
         if !self.has_systemd {
-            return Ok(());
+            return Ok(files);
         }
         let folder = self.folder()?;
         let [system, user] = PACKAGED;
@@ -128,18 +137,29 @@ impl Timer {
             let program = unit::program(&program)?;
             let [system, user] = UNITS;
             for (name, text) in if self.is_root { system } else { user } {
-                write_new(&folder.join(name), &text.replace(PROGRAM, &program))?;
+                files.add(folder.join(name), text.replace(PROGRAM, &program))?;
             }
         }
-        if self.is_root {
-            write_new(&folder.join("brackfs.service.d/config.conf"), &unit::drop_in(config, file))?;
+        let of_service = match self.is_root {
+            true => Some(unit::drop_in(config, file)),
+            false => (standard_config().as_deref() != Some(file)).then(|| unit::user_drop_in(file)),
+        };
+        if let Some(text) = of_service {
+            files.add(folder.join("brackfs.service.d/config.conf"), text)?;
         }
-        if let Schedule::At(event) = schedule
-            && event != "daily"
-        {
-            let event = event.replace('%', "%%");
-            let text = format!("[Timer]\nOnCalendar=\nOnCalendar={event}\n");
-            write_new(&folder.join("brackfs.timer.d/when.conf"), &text)?;
+        files.add_times(&folder, schedule)?;
+        Ok(files)
+    }
+
+    /// Writes the files, and enables the timer.
+    pub(super) fn set(&self, files: &Files) -> Result<()> {
+        if !self.has_systemd {
+            return Ok(());
+        }
+        for (path, text) in &files.new {
+            let failed = || format!("cannot write {}", path.display());
+            path.parent().map_or(Ok(()), fs::create_dir_all).with_context(failed)?;
+            write_file(path, text.as_bytes(), 0o644, IfExists::Replace).with_context(failed)?;
         }
         for arguments in [&["daemon-reload"][..], &["enable", "--now", "brackfs.timer"]] {
             let words = format!("systemctl {}", arguments.join(" "));
@@ -166,14 +186,86 @@ impl Timer {
     }
 }
 
-/// Writes a file with its folders, unless it exists.
-fn write_new(path: &Path, text: &str) -> Result<()> {
-    let failed = || format!("cannot write {}", path.display());
-    if path.exists() {
-        return Ok(());
+/// Files of the units.
+#[derive(Debug, Default)]
+pub(super) struct Files {
+    /// Those to be written, and their texts.
+    new: Vec<(PathBuf, String)>,
+    /// Those that stay as they are, though setup would write another text.
+    pub(super) kept: Vec<PathBuf>,
+    /// A file that setup does not write, with times at which the timer starts the service.
+    pub(super) times: Option<PathBuf>,
+}
+
+impl Files {
+    /// Wants a file with this text. An existing file stays.
+    fn add(&mut self, path: PathBuf, text: String) -> Result<()> {
+        match read(&path)? {
+            None => self.new.push((path, text)),
+            Some(there) if there != text => self.kept.push(path),
+            Some(_) => {}
+        }
+        Ok(())
     }
-    path.parent().map_or(Ok(()), fs::create_dir_all).with_context(failed)?;
-    write_file(path, text.as_bytes(), 0o644, IfExists::Fail).with_context(failed)
+
+    /// Wants the times of the schedule.
+    fn add_times(&mut self, folder: &Path, schedule: Option<&Schedule>) -> Result<()> {
+        let Some(Schedule::At(event)) = schedule else { return Ok(()) };
+        let (unit, drop_ins) = (folder.join("brackfs.timer"), folder.join("brackfs.timer.d"));
+        let (own, text) = (drop_ins.join(TIMES), times(event));
+        let there = read(&own)?;
+        // Without the file, the times are those of the unit.
+        let is_ours = there.as_ref().map_or(event != "daily", |there| is_times(there));
+        match there {
+            Some(_) if !is_ours => self.kept.push(own),
+            there if is_ours && there.as_ref() != Some(&text) => self.new.push((own, text)),
+            _ => {}
+        }
+        let mut others = match drop_ins.read_dir() {
+            Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(e) => return Err(e).with_context(|| format!("cannot read {}", drop_ins.display())),
+        };
+        others.retain(|path| path.extension().is_some_and(|extension| extension == "conf"));
+        others.sort();
+        if is_ours {
+            // It resets the times of those before it.
+            others.retain(|path| path.file_name() > Some(OsStr::new(TIMES)));
+        } else {
+            others.insert(0, unit);
+        }
+        for path in others {
+            let text = read(&path)?.filter(|text| text != SYSTEM_TIMER && text != USER_TIMER);
+            if text.is_some_and(|text| text.lines().any(|line| line.trim_start().starts_with("On"))) {
+                self.times = Some(path);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A drop-in with the times of an event.
+fn times(event: &str) -> String {
+    format!(
+        "{TIMES_BEGIN}{}
+",
+        event.replace('%', "%%")
+    )
+}
+
+/// Whether a drop-in has only the times of an event, so setup wrote it.
+fn is_times(text: &str) -> bool {
+    let event = text.strip_prefix(TIMES_BEGIN).and_then(|rest| rest.strip_suffix('\n'));
+    event.is_some_and(|event| !event.contains('\n'))
+}
+
+/// The text of a file, if there is one.
+fn read(path: &Path) -> Result<Option<String>> {
+    match fs::read(path) {
+        Ok(text) => Ok(Some(String::from_utf8_lossy(&text).into_owned())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
+    }
 }
 
 /// The user of the service, who is made if there is none.
