@@ -203,6 +203,9 @@ fn every_command_accepts_listed_times() {
     for (zone, word, is_said) in [
         ("CET-1", "2026-01-02T03:04", true),
         ("CET-1", "2026-01-02", true),
+        ("CET-1", "20260102T03", true),
+        ("CET-1", "20260102", true),
+        ("CET-1", "20260102T04+01", false),
         ("UTC", "2026-01-02T03:04", false),
         ("CET-1", "2026-01-02T03:04Z", false),
         ("CET-1", "2026-01-02T04:04+01:00", false),

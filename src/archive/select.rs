@@ -112,8 +112,10 @@ impl Selector {
 
     /// Whether this is a time that has no offset and no Z.
     pub fn is_time_without_zone(&self) -> bool {
-        let (date, clock) = self.snapshot.split_at_checked(10).unwrap_or((&self.snapshot, ""));
-        self.time.is_some() && date.contains('-') && !clock.contains(['Z', 'z', '+', '-'])
+        // With dashes, a date is two characters longer.
+        let date = if self.snapshot.as_bytes().get(4).is_some_and(u8::is_ascii_digit) { 8 } else { 10 };
+        let clock = self.snapshot.get(date..).unwrap_or_default();
+        self.time.is_some() && !clock.contains(['Z', 'z', '+', '-'])
     }
 
     /// Whether this is the newest snapshot of all sources.
@@ -241,7 +243,12 @@ mod tests {
             ("a/2026-11-20T14:52:a+b", true),
             ("2026-11-20T14:52-01:00", false),
             ("2026-11-20T14Z", false),
-            ("20261120T14", false),
+            ("20261120T14", true),
+            ("20261120 145201", true),
+            ("20261120", true),
+            ("2026", true),
+            ("20261120T14+01", false),
+            ("20261120T145201Z", false),
             ("latest", false),
         ] {
             assert_eq!(Selector::parse(text.as_bytes()).unwrap().is_time_without_zone(), is_without, "{text}");
