@@ -406,21 +406,20 @@ mod tests {
     #[test]
     fn the_wait_of_a_thread_counts_as_far_as_another_one_waited_for_it() {
         let (storage, _) = storage();
-        let (ahead, before) = (UnderWay::default(), retry::waited());
-        add(&ahead, get(1), Some(Answer::Bytes(vec![1])), Instant::now());
-        assert!(ahead.bytes(&storage, "1", 10).is_some());
-        assert!(retry::waited() - before < Duration::from_secs(3));
-        let (sender, result) = bounded(1);
-        lock(&ahead.0).begun.insert(get(2), Begun { result, made: None });
-        let (pause, before) = (Duration::from_millis(20), retry::waited());
-        thread::scope(|threads| {
-            threads.spawn(move || {
-                thread::sleep(2 * pause);
-                sender.send(Made { answer: None, at: Instant::now(), waited: pause }).unwrap();
-            });
-            assert!(ahead.bytes(&storage, "2", 10).is_none());
-        });
-        assert_eq!(retry::waited() - before, pause);
+        let ahead = UnderWay::default();
+        let read_after = |waited| {
+            let (sender, result) = bounded(1);
+            sender.send(Made { answer: None, at: Instant::now(), waited }).unwrap();
+            lock(&ahead.0).begun.insert(get(1), Begun { result, made: None });
+            let (before, asked) = (retry::waited(), Instant::now());
+            assert!(ahead.bytes(&storage, "1", 10).is_none());
+            (retry::waited() - before, asked.elapsed())
+        };
+        let (counted, took) = read_after(Duration::from_secs(3600));
+        assert!(!counted.is_zero() && counted <= took, "{counted:?} of {took:?}");
+        // The wait was shorter than the time in which the result was awaited.
+        let shortest = Duration::from_nanos(1);
+        assert_eq!(read_after(shortest).0, shortest);
     }
 
     #[test]
