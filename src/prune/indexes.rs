@@ -74,8 +74,8 @@ pub(super) fn read<'a>(
     let mut candidates = Candidates { all: Vec::new(), bases, last_holds };
     let mut kept = 0;
     let target = session.repository().target();
-    // The catalog does not know how large they are.
-    let listed = target.list(name::INDEX)?;
+    // The catalog does not know how large they are. Nothing is read ahead from a local target.
+    let listed = if target.local_path().is_some() { Vec::new() } else { target.list(name::INDEX)? };
     let reads = listed.iter().filter_map(|index| Some((name::parse_index(&index.name)?, index)));
     let mut reads: HashMap<_, _> =
         reads.filter_map(|(id, index)| Some((id, Access::read_of_document(index)?))).collect();
