@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 
 use common::Site;
 use common::machine::spawn;
+use common::wait::until;
 
 const SHELLS: [&str; 5] = ["bash", "elvish", "fish", "powershell", "zsh"];
 
@@ -37,18 +38,43 @@ fn offered(site: &Site, line: &str) -> Vec<String> {
     offered_with(site, line, &[])
 }
 
-fn offered_with(site: &Site, line: &str, environment: &[(&str, &Path)]) -> Vec<String> {
-    // As readline does it: a colon is a word of its own.
-    let spaced = line.replace(':', " : ");
-    let mut words: Vec<_> = std::iter::once("brackfs").chain(spaced.split_whitespace()).collect();
-    if line.ends_with([' ', ':']) {
-        words.push("''");
+/// A word of a shell script.
+fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+/// Splits a line into words as readline does, and returns them with the number of the last one. A word that ends in a colon,
+/// an equals sign or an at sign is several words.
+fn as_readline(line: &str) -> (Vec<String>, usize) {
+    let (mut words, mut quote) = (vec![String::new()], None);
+    let is_break = |word: &str| word.chars().all(|c| ":=@".contains(c));
+    let mut characters = line.chars();
+    while let Some(c) = characters.next() {
+        let last = words.last_mut().unwrap();
+        match c {
+            '\\' => last.extend(['\\'].into_iter().chain(characters.next())),
+            '"' | '\'' => {
+                quote = if quote == Some(c) { None } else { quote.or(Some(c)) };
+                last.push(c);
+            }
+            ' ' if quote.is_none() => words.push(String::new()),
+            _ if quote.is_none() && !last.is_empty() && is_break(last) != is_break(&c.to_string()) => {
+                words.push(c.into())
+            }
+            _ => last.push(c),
+        }
     }
+    let last = words.len() - 1;
+    (words, last)
+}
+
+fn offered_with(site: &Site, line: &str, environment: &[(&str, &Path)]) -> Vec<String> {
+    let (words, current) = as_readline(&format!("brackfs {line}"));
     let asked = format!(
-        "{}\nCOMP_WORDBREAKS=$' \\t\\n:='; COMP_WORDS=({}); COMP_CWORD={}; COMPREPLY=()\n_brackfs\nprintf '%s\\n' \"${{COMPREPLY[@]}}\"\n",
+        "{}\nCOMP_WORDBREAKS=$' \\t\\n:=@\\'\"'; COMP_LINE={}; COMP_WORDS=({}); COMP_CWORD={current}; COMPREPLY=()\n_brackfs\nprintf '%s\\n' \"${{COMPREPLY[@]}}\"\n",
         script("bash"),
-        words.join(" "),
-        words.len() - 1,
+        quoted(&format!("brackfs {line}")),
+        words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "),
     );
     let inner = site.command::<&str>(&[]);
     let mut command = Command::new("bash");
@@ -91,6 +117,7 @@ fn bash_completes_commands_options_and_values() {
         ("bac", "backup"),
         ("backup --one", "--one-file-system"),
         ("restore --conflict ski", "skip"),
+        ("restore --conflict=ski", "skip"),
         ("catalog reb", "rebuild"),
     ] {
         assert_eq!(offered(&site, line), [expected], "after brackfs {line}");
@@ -131,6 +158,71 @@ fn snapshots_sources_and_paths_are_completed() {
     let nowhere = ("BRACKFS_REPOSITORY", Path::new("elsewhere"));
     assert_eq!(offered_with(&site, "ls la", &[nowhere]), nothing);
     assert_eq!(offered_with(&site, "ls --repo repo la", &[nowhere]), ["latest"]);
+}
+
+#[test]
+fn values_with_equals_signs_spaces_and_patterns_are_completed() {
+    let site =
+        Site::with_files(&[("my docs/a b", "a"), ("my docs/*", "b"), ("my docs/[x]", "c"), ("my docs/it's", "d")]);
+    site.init();
+    site.backup(&[]).ok();
+    // They would be replaced by the names of these files.
+    site.write("../-x", "");
+    site.write("../x", "");
+    for (line, expected) in [
+        ("find --snapshot=la", "latest"),
+        ("find --snapshot=source/la", "source/latest"),
+        ("find --snapshot=latest:m", r"my\ docs/"),
+        ("find --repo=re", "repo/"),
+        ("cat latest:", r"my\ docs/"),
+        ("cat latest:m", r"my\ docs/"),
+        (r"cat latest:my\ docs/a", r"my\ docs/a\ b"),
+        (r"cat latest:my\ docs/\*", r"my\ docs/\*"),
+        (r"cat latest:my\ docs/\[", r"my\ docs/\[x\]"),
+        (r"cat latest:my\ docs/i", r"my\ docs/it\'s"),
+        ("cat \"latest:my docs/a", "latest:my docs/a b"),
+        ("cat 'latest:my docs/[", "latest:my docs/[x]"),
+        (r"diff latest:my\ docs latest:m", r"my\ docs/"),
+    ] {
+        assert_eq!(offered(&site, line), [expected], "after brackfs {line}");
+    }
+    assert_eq!(offered(&site, r"cat latest:my\ docs/").len(), 4);
+}
+
+#[test]
+fn an_interactive_bash_inserts_completions() {
+    let site = Site::with_files(&[("my docs/a b", "a")]);
+    site.init();
+    site.backup(&[]).ok();
+    let (rc, seen) = (site.path().join("bashrc"), site.path().join("seen"));
+    // The key ^T writes the line to a file and clears it.
+    let keys = r#"bind -x '"\C-t": printf "%s\n" "$READLINE_LINE" >> seen; READLINE_LINE='"#;
+    fs::write(&rc, format!("{}\n{keys}\nprintf 'ready\\n' >> seen\n", script("bash"))).unwrap();
+    let inner = site.command::<&str>(&[]);
+    let mut command = Command::new("script");
+    command.args(["--quiet", "--return", "--command", "exec bash --rcfile bashrc -i", "/dev/null"]);
+    command.current_dir(site.path()).env("TERM", "dumb");
+    command.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let folder = Path::new(inner.get_program()).parent().unwrap();
+    command.env("PATH", format!("{}:{}", folder.display(), std::env::var("PATH").unwrap()));
+    let mut child = spawn(command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()));
+    let mut terminal = child.stdin.take().unwrap();
+    let lines = || fs::read_to_string(&seen).unwrap_or_default().lines().map(str::to_owned).collect::<Vec<_>>();
+    until("bash is ready", || !lines().is_empty());
+    for (typed, line) in [
+        ("brackfs restore --conflict=ski\t", "brackfs restore --conflict=skip "),
+        ("brackfs cat latest:m\ta\t", r"brackfs cat latest:my\ docs/a\ b "),
+        ("brackfs find --snapshot=la\t", "brackfs find --snapshot=latest "),
+        ("brackfs cat \"latest:my docs/a\t", "brackfs cat \"latest:my docs/a b\" "),
+    ] {
+        let before = lines().len();
+        terminal.write_all(format!("{typed}\x14").as_bytes()).unwrap();
+        until("the line is written", || lines().len() > before);
+        assert_eq!(lines().last().unwrap(), line);
+    }
+    terminal.write_all(b"exit\n").unwrap();
+    drop(terminal);
+    child.wait().unwrap();
 }
 
 #[test]

@@ -40,30 +40,44 @@ pub(super) struct Args {
     shell: String,
 }
 
-/// bash splits words at colons, which separate a snapshot from a path, so the words are put together again.
+/// bash splits words at colons, equals signs and others, so the parts without a space between them are put together again.
+/// Readline replaces only the last part. `head` is the text before it.
 const BASH: &str = r#"_brackfs() {
-    local IFS=$'\013' i index=0 words=() current
-    for ((i = 0; i < ${#COMP_WORDS[@]}; i++)); do
-        if ((i > 1)) && [[ ${COMP_WORDS[i]} == :* || ${COMP_WORDS[i - 1]} == *: ]]; then
-            words[${#words[@]} - 1]+=${COMP_WORDS[i]}
+    local line=$COMP_LINE rest word part i index=0 words=() head quoted
+    for ((i = 0; i <= COMP_CWORD; i++)); do
+        word=${COMP_WORDS[i]}
+        rest=${line#"${line%%[![:space:]]*}"}
+        if [[ $word == [\"\']* ]]; then
+            part=${word:1} quoted=1
+            part=${part%[\"\']}
         else
-            words+=("${COMP_WORDS[i]}")
+            part=${word//\\} quoted=
         fi
-        if ((i == COMP_CWORD)); then
-            index=$((${#words[@]} - 1))
-            break
+        if ((i > 0)) && [[ $rest == "$line" ]]; then
+            head=${words[index]}
+            words[index]+=$part
+        else
+            head=
+            index=${#words[@]}
+            words+=("$part")
         fi
+        line=${rest#"$word"}
     done
-    current=${words[index]}
-    COMPREPLY=($(_CLAP_IFS="$IFS" _CLAP_COMPLETE_INDEX="$index" BRACKFS_COMPLETE=bash brackfs -- "${words[@]}" 2>/dev/null))
-    if [[ $COMP_WORDBREAKS == *:* && $current == *:* ]]; then
-        COMPREPLY=("${COMPREPLY[@]#"${current%"${current##*:}"}"}")
+    if [[ -z ${word//[$COMP_WORDBREAKS]} ]]; then
+        head=${words[index]}
     fi
+    mapfile -d $'\013' -t COMPREPLY < <(_CLAP_IFS=$'\013' _CLAP_COMPLETE_INDEX=$index BRACKFS_COMPLETE=bash brackfs -- "${words[@]}" 2>/dev/null)
     if [[ ${#COMPREPLY[@]} -ne 1 || ${COMPREPLY[0]} == *[=/:] ]]; then
         compopt -o nospace 2>/dev/null
     fi
+    COMPREPLY=("${COMPREPLY[@]#"$head"}")
+    if [[ -z $quoted ]]; then
+        for i in "${!COMPREPLY[@]}"; do
+            [[ -z ${COMPREPLY[i]} ]] || printf -v "COMPREPLY[i]" %q "${COMPREPLY[i]}"
+        done
+    fi
 }
-complete -o bashdefault -o nosort -F _brackfs brackfs 2>/dev/null || complete -o bashdefault -F _brackfs brackfs
+complete -o bashdefault -o nosort -F _brackfs brackfs
 "#;
 
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
