@@ -322,6 +322,76 @@ fn a_block_is_named_once_with_all_files_that_need_it() {
     assert_eq!(run.stderr.matches("packs/").count(), 1, "{run}");
 }
 
+/// A repository with one snapshot, of a file with two chunks in packs of their own. Returns these, and the pack of the tree.
+fn file_in_two_packs() -> (Site, Vec<PathBuf>, PathBuf) {
+    let site = Site::new();
+    site.brackfs(&["init".into(), site.repo(), "--no-encryption".into()]).ok();
+    let packs = || objects(&site, "packs/").into_iter().map(|name| site.repo().join(name)).collect::<Vec<_>>();
+    let options = ["--chunk-size", "2MiB", "--merge-files-under", "128KiB"];
+    let parts = ["one", "two"].map(|part| noise(part, 1 << 20));
+    for part in &parts {
+        site.write("file", part);
+        age(&site.source());
+        settle();
+        site.backup(&options).ok();
+    }
+    let before = packs();
+    site.write("file", parts.concat());
+    settle();
+    site.backup(&options).ok();
+    let tree: Vec<_> = packs().into_iter().filter(|pack| !before.contains(pack)).collect();
+    site.brackfs(&["forget", "--keep-last", "1", "--force"]).ok();
+    let is_large = |pack: &PathBuf| fs::metadata(pack).unwrap().len() >= 1 << 20;
+    let data: Vec<_> = before.into_iter().filter(is_large).collect();
+    assert_eq!((data.len(), tree.len()), (2, 1));
+    let tree = tree.into_iter().next().unwrap();
+    (site, data, tree)
+}
+
+/// What a check says about packs: the end of each line.
+fn needs(site: &Site, packs: &[PathBuf], arguments: &[&str]) -> Vec<String> {
+    let run = site.brackfs(&[&["check", "-v"], arguments].concat()).code(1);
+    let about = |pack: &PathBuf| {
+        let name = pack.strip_prefix(site.repo()).unwrap().to_str().unwrap();
+        let line = run.stderr.lines().find(|line| line.contains(&format!("brackfs: {name}: ")));
+        line.unwrap_or_else(|| panic!("nothing about {name}: {run}")).rsplit("; ").next().unwrap().to_owned()
+    };
+    packs.iter().map(about).collect()
+}
+
+#[test]
+fn every_lost_pack_is_reported_with_all_that_needs_it() {
+    let (site, data, tree) = file_in_two_packs();
+    let content: Vec<_> = data.iter().map(|pack| fs::read(pack).unwrap()).collect();
+    // Both are damaged.
+    for (pack, content) in data.iter().zip(&content) {
+        let mut flipped = content.clone();
+        flipped[1000] ^= 1;
+        fs::write(pack, flipped).unwrap();
+    }
+    assert_eq!(needs(&site, &data, &["--read-data"]), ["1 file in 1 snapshot cannot be read"; 2]);
+    // One is missing, the other is damaged.
+    fs::remove_file(&data[0]).unwrap();
+    assert_eq!(needs(&site, &data, &["--read-data"]), ["1 file in 1 snapshot cannot be read"; 2]);
+    // Both are missing.
+    fs::remove_file(&data[1]).unwrap();
+    for arguments in [&[][..], &["--read-data"]] {
+        assert_eq!(needs(&site, &data, arguments), ["1 file in 1 snapshot cannot be read"; 2]);
+    }
+    // The files of a directory that is lost are not known.
+    let stored = fs::read(&tree).unwrap();
+    fs::remove_file(&tree).unwrap();
+    for arguments in [&[][..], &["--read-data"]] {
+        let all = [&data[..], std::slice::from_ref(&tree)].concat();
+        let unknown = "what needs it is not known";
+        assert_eq!(needs(&site, &all, arguments), [unknown, unknown, "1 directory in 1 snapshot cannot be read"]);
+    }
+    // Nor those of a snapshot that cannot be read.
+    fs::write(&tree, stored).unwrap();
+    fs::write(site.repo().join(objects(&site, "snapshots/").pop().unwrap()), "damaged").unwrap();
+    assert_eq!(needs(&site, &data, &[]), ["what needs it is not known"; 2]);
+}
+
 #[test]
 fn a_lost_newest_snapshot_is_noted_and_reported_after_the_next_run() {
     let site = Site::new();

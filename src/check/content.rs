@@ -2,12 +2,14 @@
 //!
 //! Large files, and several files, may refer to the same extent node any number of times; each is checked once.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::packs::{Located, PackTable};
 use super::record::Claim;
 use super::visited::{Flaw, Lacking, LooseKey, Visited};
+use crate::failure::{Failure, FailureKind};
 use crate::format::entry::NodeRef;
 use crate::format::{BlockLocation, ChunkRef, PackId};
 use crate::monitor::Progress;
@@ -28,12 +30,30 @@ pub(super) struct FileCheck<'l> {
     pub(super) lacking: Lacking,
     /// A location that the index of its pack does not have, and the number of the index.
     pub(super) differs: Option<(BlockLocation, u32)>,
-    /// The pack of a chunk is missing or too short, and no other place has the chunk.
-    pub(super) is_lost: bool,
+    /// Packs that the file needs and that cannot be read, each with its first loss, unless an earlier file found it.
+    pub(super) losses: BTreeMap<PackId, Loss>,
+    /// The first of them.
+    pub(super) first_loss: Option<Loss>,
+    /// Whether an extent node cannot be read, so that it is not known what the file needs.
+    pub(super) is_cut: bool,
     /// An error of the temporary file.
     pub(super) failed: Option<io::Error>,
     /// Extent nodes on the path of the walk.
     pub(super) open: Vec<OpenPart>,
+}
+
+/// A block that cannot be read.
+#[derive(Debug, Clone)]
+pub(super) struct Loss {
+    pub(super) error: Error,
+    /// Whether its pack is missing or too short, so that it may have been removed on purpose.
+    pub(super) is_missing: bool,
+}
+
+impl From<Error> for Loss {
+    fn from(error: Error) -> Self {
+        Loss { is_missing: error.is_absent(), error }
+    }
 }
 
 /// An extent node on the path of the walk.
@@ -49,7 +69,7 @@ impl FileCheck<'_> {
     /// Checks the parts of the file that were not checked yet.
     pub(super) fn check_file(&mut self, file: &FileReader) -> Result<(), Error> {
         let result = file.visit_extents(self);
-        // After an error the open parts are not marked, so that the error is reported for each file that contains them.
+        // After an error that ends the walk the open parts are not marked, so that each file that contains them reports it.
         for part in std::mem::take(&mut self.open) {
             self.lacking.extend(part.lacking);
         }
@@ -60,9 +80,25 @@ impl FileCheck<'_> {
         self.failed.is_some() || self.stop.load(Ordering::Relaxed)
     }
 
+    /// Packs with a flaw that the current part needs.
+    fn part(&mut self) -> &mut Lacking {
+        self.open.last_mut().map_or(&mut self.lacking, |part| &mut part.lacking)
+    }
+
     /// Adds packs with a flaw that the current part needs.
     fn lack(&mut self, packs: impl IntoIterator<Item = (Flaw, PackId)>) {
-        self.open.last_mut().map_or(&mut self.lacking, |part| &mut part.lacking).extend(packs);
+        self.part().extend(packs);
+    }
+
+    /// Notes a block of the current part that cannot be read, so that the walk can go on. Other errors are returned.
+    fn lose(&mut self, loss: Loss) -> Result<(), Error> {
+        let Some(pack) = loss.error.lost_pack().filter(|_| loss.error.kind() != FailureKind::Unavailable) else {
+            return Err(loss.error);
+        };
+        self.lack([(Flaw::Lost, pack)]);
+        self.first_loss.get_or_insert_with(|| loss.clone());
+        self.losses.entry(pack).or_insert(loss);
+        Ok(())
     }
 
     /// Compares a reference with the indexes; `None` after an error.
@@ -111,10 +147,15 @@ impl ExtentVisitor for FileCheck<'_> {
         true
     }
 
+    fn unreadable(&mut self, error: Error) -> Result<(), Error> {
+        self.is_cut = true;
+        self.lose(error.into())
+    }
+
     fn leave(&mut self) {
         let Some(OpenPart { located, key, claim, lacking }) = self.open.pop() else { return };
         match located {
-            // The node was read: it covers what its parent claims.
+            // The node covers what its parent claims, or cannot be read.
             Located::Listed(place) => {
                 let marked = self.packs.set_claim(place, claim);
                 self.tried(marked);
@@ -148,7 +189,28 @@ impl ExtentVisitor for FileCheck<'_> {
                 self.progress.bytes(chunk.length.into());
             }
         }
-        if let Err(lost) = check_location(self.packs, at) {
+        // Each part is checked until a pack that it needs is found to be lost.
+        if self.part().contains(&(Flaw::Lost, at.pack)) {
+            return Ok(());
+        }
+        match self.check_chunk(at, chunk, located, is_new, is_verified) {
+            Ok(()) => Ok(()),
+            Err(loss) => self.lose(loss),
+        }
+    }
+}
+
+impl FileCheck<'_> {
+    /// Checks that a chunk is in its pack or was moved, and with `read_data`, that it verifies.
+    fn check_chunk(
+        &mut self,
+        at: &BlockLocation,
+        chunk: &ChunkRef,
+        located: Located,
+        is_new: bool,
+        is_verified: bool,
+    ) -> Result<(), Loss> {
+        if let Err(error) = check_location(self.packs, at) {
             // Without a copy in an index, a shard that names one is false.
             let is_copied = match located {
                 Located::Listed(place) => !self.packs.is_gone(place.row) || self.packs.carried.has(place.number),
@@ -156,8 +218,7 @@ impl ExtentVisitor for FileCheck<'_> {
             };
             let is_there = |place: &BlockLocation| is_copied && check_location(self.packs, place).is_ok();
             if self.reader.moved_to(at, chunk, is_there)?.is_none() {
-                self.is_lost = true;
-                return Err(lost);
+                return Err(Loss { error, is_missing: true });
             }
         }
         if self.read_data && !is_verified && (is_new || matches!(located, Located::Listed(_))) {

@@ -55,6 +55,7 @@ use crate::monitor::{self, Monitor};
 use crate::reader::{self, Reader};
 use crate::repository;
 use crate::storage::{self, ObjectInfo};
+use content::Loss;
 use packs::PackTable;
 use report::Report;
 use visited::Visited;
@@ -134,13 +135,16 @@ struct LostPack {
     flaw: Option<String>,
     /// Whether it is damaged. Otherwise it seems to be missing, and may have been removed on purpose.
     is_damaged: bool,
+    /// How a file failed that needs it.
+    loss: Option<Loss>,
     files: u64,
     directories: u64,
     snapshots: u64,
 }
 
 impl LostPack {
-    fn needed(&self) -> String {
+    /// What needs the pack. If `is_cut`, not everything that is needed is known.
+    fn needed(&self, is_cut: bool) -> String {
         let LostPack { files, directories, snapshots, .. } = self;
         let mut entries = Vec::new();
         if *files > 0 {
@@ -150,6 +154,7 @@ impl LostPack {
             entries.push(monitor::count(*directories, "directory", "directories"));
         }
         match entries.is_empty() {
+            true if is_cut => "what needs it is not known".to_owned(),
             true => "no snapshot needs it".to_owned(),
             false => {
                 let snapshots = monitor::count(*snapshots, "snapshot", "snapshots");
@@ -177,6 +182,8 @@ struct Checker<'a> {
     visited: Visited,
     /// Packs that cannot be read.
     lost: BTreeMap<PackId, LostPack>,
+    /// Whether a part of a tree was not checked, because it cannot be read or the check ended early.
+    is_cut: bool,
     /// All packs in no index that snapshots need.
     unindexed: BTreeSet<PackId>,
     /// Whether all packs in the repository are in indexes.
@@ -211,6 +218,7 @@ impl<'a> Checker<'a> {
             known: KnownDocuments::default(),
             visited: Visited::default(),
             lost: BTreeMap::new(),
+            is_cut: false,
             unindexed: BTreeSet::new(),
             all_indexed: false,
             unreadable: None,
@@ -240,6 +248,7 @@ impl<'a> Checker<'a> {
         self.report.settle();
         self.all_indexed = (0..self.packs.len()).all(|row| self.packs.is_indexed(row));
         let content = self.content(&kept, &hidden);
+        self.is_cut |= content.is_err();
         // Also if the check ends early.
         self.lost_packs();
         content?;
@@ -272,7 +281,7 @@ impl<'a> Checker<'a> {
     /// Reports the packs that are missing, have another length, or are damaged, each with what needs it.
     fn lost_packs(&mut self) {
         for (pack, lost) in std::mem::take(&mut self.lost) {
-            let needed = lost.needed();
+            let needed = lost.needed(self.is_cut);
             let flaw = lost.flaw.unwrap_or_else(|| "it is missing or damaged".to_owned());
             let (object, why) = (name::pack(pack), format!("{flaw}; {needed}"));
             match lost.is_damaged {

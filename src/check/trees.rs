@@ -1,11 +1,11 @@
 //! Checks snapshots and their trees.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::content::FileCheck;
+use super::content::{FileCheck, Loss};
 use super::packs::Located;
 use super::record::Claim;
 use super::visited::{Flaw, Lacking, LooseKey};
@@ -59,6 +59,7 @@ impl Checker<'_> {
                     continue;
                 }
                 Err(error) => {
+                    self.is_cut = true;
                     self.unopened(&object, error)?;
                     continue;
                 }
@@ -72,6 +73,7 @@ impl Checker<'_> {
             let lacking = self.tree(&root, PathBuf::from(shown).join(&name.time))?;
             self.lacks(&object, &lacking);
         }
+        self.is_cut |= !closed.is_empty();
         for (object, error) in closed {
             self.unopened(&object, error)?;
         }
@@ -129,6 +131,7 @@ impl Checker<'_> {
                 }
                 WalkStep::Failed(error) => match error.cause::<reader::Error>() {
                     Some(error) => {
+                        self.is_cut = true;
                         if let Some(pack) = error.lost_pack() {
                             let lost = self.lost.entry(pack).or_default();
                             lost.directories += 1;
@@ -137,7 +140,10 @@ impl Checker<'_> {
                         }
                         self.failed(&path, error)?;
                     }
-                    None => self.problem(&path, &error.to_string()),
+                    None => {
+                        self.is_cut = true;
+                        self.problem(&path, &error.to_string());
+                    }
                 },
                 WalkStep::Leave => {
                     path.pop();
@@ -232,12 +238,14 @@ impl Checker<'_> {
             chunks: 0,
             lacking: Lacking::new(),
             differs: None,
-            is_lost: false,
+            losses: BTreeMap::new(),
+            first_loss: None,
+            is_cut: false,
             failed: None,
             open: Vec::new(),
         };
         let result = check.check_file(&file);
-        let FileCheck { chunks, mut lacking, differs, is_lost, failed, .. } = check;
+        let FileCheck { chunks, lacking, differs, losses, first_loss, is_cut, failed, .. } = check;
         self.summary.chunks += chunks;
         if let Some(error) = failed {
             return Err(error.into());
@@ -246,18 +254,28 @@ impl Checker<'_> {
         if !self.read_data {
             progress.file();
         }
-        if let Err(error) = &result
-            && let Some(pack) = error.lost_pack()
-        {
+        self.is_cut |= is_cut || result.is_err();
+        for (pack, loss) in losses {
             let lost = self.lost.entry(pack).or_default();
-            lost.files += 1;
-            lost.is_damaged |= !is_lost && !error.is_absent();
-            lacking.insert((Flaw::Lost, pack));
+            lost.is_damaged |= !loss.is_missing;
+            lost.loss.get_or_insert(loss);
         }
-        match result {
-            Ok(()) => {}
-            Err(error) if is_lost => self.report.doubt_of(error.lost_object(), path, error.to_string()),
-            Err(error) => self.failed(path, &error)?,
+        let mut loss = first_loss;
+        for (_, pack) in lacking.iter().filter(|(flaw, _)| *flaw == Flaw::Lost) {
+            let lost = self.lost.entry(*pack).or_default();
+            lost.files += 1;
+            // It is in a part that an earlier file shares.
+            loss = loss.or_else(|| lost.loss.clone());
+        }
+        match loss {
+            Some(Loss { error, is_missing: true }) => {
+                self.report.doubt_of(error.lost_object(), path, error.to_string());
+            }
+            Some(Loss { error, .. }) => self.failed(path, &error)?,
+            None => {}
+        }
+        if let Err(error) = result {
+            self.failed(path, &error)?;
         }
         if let Some((at, index)) = differs {
             self.differs(path, &at, index);

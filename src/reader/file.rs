@@ -402,6 +402,8 @@ pub trait ExtentVisitor {
     /// Called for each extent node with the location of its block, its reference, and the number of levels below it.
     /// Returns whether to descend into it.
     fn enter(&mut self, at: &BlockLocation, part: &NodeRef, depth: u8) -> bool;
+    /// Called instead for the children of a node that was entered, if it cannot be read. After an error the walk ends.
+    fn unreadable(&mut self, error: Error) -> Result<(), Error>;
     /// Called after the last child of a node that was entered.
     fn leave(&mut self);
     /// Called for each chunk with the location of its block.
@@ -420,21 +422,28 @@ fn visit_nodes(
         if !parts.enter(&location_of(parent, &part.node)?, part, depth) {
             continue;
         }
-        let value = child_node(core, parent, part)?;
-        match (&value.node.items, depth) {
-            (Items::Extents(extents), 0) => {
-                for extent in extents {
-                    if let Extent::Chunk(chunk) = extent {
-                        parts.chunk(&location_of(&value.node, chunk)?, chunk)?;
-                    }
-                }
-            }
-            (Items::ExtentIndex(nodes), 1..) => visit_nodes(core, &value.node, nodes, depth - 1, parts)?,
-            _ => return Err(wrong_kind()),
+        match child_node(core, parent, part) {
+            Ok(value) => visit_children(core, &value.node, depth, parts)?,
+            Err(error) => parts.unreadable(error)?,
         }
         parts.leave();
     }
     Ok(())
+}
+
+fn visit_children(core: &Core, node: &Node, depth: u8, parts: &mut dyn ExtentVisitor) -> Result<(), Error> {
+    match (&node.items, depth) {
+        (Items::Extents(extents), 0) => {
+            for extent in extents {
+                if let Extent::Chunk(chunk) = extent {
+                    parts.chunk(&location_of(node, chunk)?, chunk)?;
+                }
+            }
+            Ok(())
+        }
+        (Items::ExtentIndex(nodes), 1..) => visit_nodes(core, node, nodes, depth - 1, parts),
+        _ => Err(wrong_kind()),
+    }
 }
 
 /// Reads a child node and checks that it covers as many bytes as its parent says.
