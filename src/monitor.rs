@@ -13,6 +13,12 @@ pub trait Monitor: Send + Sync {
     /// or object.
     fn problem(&self, path: &Path, message: &str);
 
+    /// A problem of the whole run or repository, such as that no snapshot was made. A monitor that leaves out problems after
+    /// the first ones must show it.
+    fn main_problem(&self, path: &Path, message: &str) {
+        self.problem(path, message);
+    }
+
     /// A problem of one of the entries that need an object which is lost or damaged. The object itself is reported with
     /// [`Monitor::problem`], with the number of these entries.
     fn problem_of(&self, _object: &str, path: &Path, message: &str) {

@@ -6,9 +6,10 @@ mod common;
 
 use std::ffi::OsString;
 use std::fs;
+use std::io::{Read, Seek};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use common::disk::{Disk, Operation};
 use common::machine::copy;
@@ -279,13 +280,18 @@ fn foreign_files_in_a_repository_are_not_a_problem() {
     serves(&site, |command| command);
 }
 
-/// Sends a signal to a run that waits for a repository which does not answer.
+/// Sends a signal to a run that waits for a repository which does not answer. Returns its messages.
 #[track_caller]
-fn assert_ends_on_signal(site: &Site, arguments: &[&str]) {
-    let mut child = site.command(arguments).stdout(std::process::Stdio::null()).spawn().unwrap();
+fn assert_ends_on_signal(site: &Site, arguments: &[&str]) -> String {
+    let (stderr, mut text) = (tempfile::tempfile().unwrap(), String::new());
+    let mut command = site.command(arguments);
+    let mut child = command.stdout(Stdio::null()).stderr(stderr.try_clone().unwrap()).spawn().unwrap();
     until_it_waits_for_fuse(&mut child);
     send(&child, rustix::process::Signal::TERM);
-    assert_eq!(ended(&mut child).code(), Some(130), "{arguments:?}");
+    let ended = ended(&mut child);
+    (&stderr).rewind().and_then(|()| (&stderr).read_to_string(&mut text)).unwrap();
+    assert_eq!(ended.code(), Some(130), "{arguments:?}: {text}");
+    text
 }
 
 #[test]
@@ -310,6 +316,9 @@ fn the_first_signal_ends_a_run_that_waits_for_an_unresponsive_repository() {
     ] {
         assert_ends_on_signal(&site, arguments);
     }
+    let said = assert_ends_on_signal(&site, &["check", "--json"]);
+    let last: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((&last["message_type"], &last["code"]), (&"exit_error".into(), &130.into()), "{said}");
     let _silent = Silent::mount(&site.repo().join("snapshots"));
     // A machine without a catalog reads the snapshots from the repository.
     let state = site.path().join("elsewhere");

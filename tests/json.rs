@@ -115,6 +115,13 @@ fn every_failure_ends_with_an_exit_error() {
     validate(&seen);
     let run = site.brackfs(&["cat", "--json", "x"]).code(2);
     assert!(run.stderr.contains("exit_error"), "{run}");
+    for arguments in [&["status", "--format", "json"][..], &["status", "--format=json"]] {
+        let mut command = site.command(arguments);
+        command.env("BRACKFS_CONFIG", site.path().join("none"));
+        let run = common::run(command);
+        assert_ne!(run.code, 0, "{run}");
+        assert!(lines(&run).last().unwrap()["message_type"] == "exit_error", "{run}");
+    }
 }
 
 /// Makes a site, and runs commands whose lines have all types of message.

@@ -260,6 +260,15 @@ fn a_busy_server_is_waited_for() {
     assert_eq!(remote.server.proxy.failures_left(), 0);
     assert_eq!(backup.said().matches("waiting for s3://backups/repo").count(), 1, "{}", backup.said());
     assert!(backup.said().contains("the server is busy"), "{}", backup.said());
+    // With --json, also before the run begins.
+    for part in ["brackfs.toml", "packs%2F"] {
+        remote.server.proxy.fail("GET", part, 2, refusal("503 Busy", "Retry-After: 1\r\n", "SlowDown", ""));
+        let run = remote.brackfs(&["check", "--json"]).ok();
+        assert_eq!(remote.server.proxy.failures_left(), 0);
+        let said: Vec<serde_json::Value> = run.stderr.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let is_said = |note: &serde_json::Value| note["message"].as_str().unwrap().contains("waiting for");
+        assert!(said.iter().any(is_said), "{part}: {run}");
+    }
     remote.is_whole();
 }
 

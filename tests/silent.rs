@@ -140,15 +140,15 @@ fn excluded_paths_are_not_resolved() {
     }
 }
 
-/// Starts a backup of a mount that does not answer, and sends it a signal once it waits.
+/// Starts a backup of a mount that does not answer, and sends it a signal once it waits. Returns its messages.
 #[track_caller]
-fn assert_one_signal_ends(command: Command, path: &Path) {
-    assert_one_signal_ends_after(0, command, path);
+fn assert_one_signal_ends(command: Command, path: &Path) -> String {
+    assert_one_signal_ends_after(0, command, path)
 }
 
 /// The same, but not before it has read this many bytes.
 #[track_caller]
-fn assert_one_signal_ends_after(read: u64, mut command: Command, path: &Path) {
+fn assert_one_signal_ends_after(read: u64, mut command: Command, path: &Path) -> String {
     let (stderr, mut text) = (tempfile::tempfile().unwrap(), String::new());
     let mut child = command.stderr(stderr.try_clone().unwrap()).stdout(Stdio::null()).spawn().unwrap();
     until_it_waits_for_fuse(&mut child);
@@ -158,6 +158,7 @@ fn assert_one_signal_ends_after(read: u64, mut command: Command, path: &Path) {
     (&stderr).rewind().and_then(|()| (&stderr).read_to_string(&mut text)).unwrap();
     assert_eq!(ended.code(), Some(130), "{command:?}\n{text}");
     assert!(text.contains(path.to_str().unwrap()) && text.contains("does not answer"), "{command:?}\n{text}");
+    text
 }
 
 /// The bytes that a process has read from files and pipes.
@@ -184,6 +185,25 @@ fn one_signal_ends_a_backup_that_waits_for_a_mount() {
         threads.spawn(move || case(1, "", &["--dry-run"]));
         threads.spawn(move || case(0, "x", &[]));
     });
+}
+
+#[test]
+fn the_path_that_an_interrupted_backup_waited_for_is_shown_after_many_problems() {
+    let (site, points) = site();
+    let hung = site.source().join(points[0]);
+    let list = site.path().join("list");
+    let missing: String = (0..30).map(|number| format!("/nowhere/{number}\n")).collect();
+    fs::write(&list, format!("{missing}{}\n", site.source().display())).unwrap();
+    let _mounts = mount(&site, &points[..1], Silent::mount);
+    let backup = ["backup", "--files-from", list.to_str().unwrap(), "--source", "s"];
+    let said = assert_one_signal_ends(site.command(&backup), &hung);
+    let (last, before) = said.trim_end().rsplit_once('\n').unwrap();
+    assert!(before.contains("does not answer") && last.ends_with("and 10 more: -v shows all"), "{said}");
+    let said = assert_one_signal_ends(site.command(&[&backup[..], &["--json"]].concat()), &hung);
+    let lines: Vec<serde_json::Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let last = lines.last().unwrap();
+    assert_eq!((&last["message_type"], &last["code"]), (&"exit_error".into(), &130.into()), "{said}");
+    assert!(last["message"].as_str().unwrap().contains("does not answer"), "{said}");
 }
 
 #[test]

@@ -90,7 +90,7 @@ impl Follower for Preview<'_> {
     fn finish(self, mut counts: WalkCounts) -> Result<Summary, Error> {
         let refusal = self.guard.and_then(|guard| guard.refusal(self.before, counts.files, counts.others));
         if let Some(why) = &refusal {
-            self.monitor.problem(self.root, why);
+            self.monitor.main_problem(self.root, why);
             counts.problems += 1;
         }
         Ok(Summary {

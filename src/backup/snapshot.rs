@@ -88,7 +88,7 @@ impl Follower for SnapshotMaker<'_> {
             if let Some(error) = keep_stored(&mut tree) {
                 return Err(error);
             }
-            plan.monitor.problem(plan.scope.root(), &why);
+            plan.monitor.main_problem(plan.scope.root(), &why);
             walked.problems += 1;
             let stored = tree.nodes.blocks().packer().counts();
             return Ok(Summary { shrunk: true, ..plan.summary(None, walked, tree.counts, stored) });

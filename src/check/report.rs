@@ -84,6 +84,7 @@ impl<'a> Report<'a> {
             .finalize();
         if self.reported.insert(digest) {
             match object {
+                _ if is_document(path) => self.monitor.main_problem(path, why),
                 Some(object) => self.monitor.problem_of(object, path, why),
                 None => self.monitor.problem(path, why),
             }
@@ -170,6 +171,12 @@ impl<'a> Report<'a> {
         }
         Ok(false)
     }
+}
+
+/// Whether this is a folder, or an object other than a pack. There may be many packs and entries of snapshots.
+fn is_document(path: &Path) -> bool {
+    let is_document = |object: &str| name::is_object(object) && name::parse_pack(object).is_none();
+    path.to_str().is_some_and(|path| !path.contains('/') || name::FOLDERS.contains(&path) || is_document(path))
 }
 
 fn set_of(names: &[String]) -> NameSet {

@@ -85,7 +85,6 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, Parser, Subcommand};
 use global::Global;
 use reader_args::ReaderArgs;
-use serde_json::json;
 use signals::run_in_thread;
 
 use crate::failure::FailureKind;
@@ -170,6 +169,7 @@ pub fn main() -> ExitCode {
     }
     let arguments = with_target(arguments);
     let json = wants_json(&arguments);
+    output::set_json(json);
     let Cli { command, global } = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
         // clap counts environment variables as arguments, so it does not print help if one is set.
@@ -200,7 +200,7 @@ pub fn main() -> ExitCode {
 fn failed(error: &anyhow::Error, text: &str, json: bool) -> ExitCode {
     let code = exit::code(exit::kind(error));
     if json {
-        exit_error(code, text);
+        output::exit_error(code, text);
     } else if !error.is::<exit::Reported>() {
         // Editors look for FILE:LINE:COLUMN at the beginning of a line.
         let prefix = if error.downcast_ref().is_some_and(config_mistakes) { "" } else { "brackfs: " };
@@ -210,14 +210,12 @@ fn failed(error: &anyhow::Error, text: &str, json: bool) -> ExitCode {
     ExitCode::from(code)
 }
 
-/// Writes the last line of a failed command with --json. Like restic's, it is on standard error.
-fn exit_error(code: u8, message: &str) {
-    output::error(show::json(&json!({ "message_type": "exit_error", "code": code, "message": message })));
-}
-
-/// Whether JSON is wanted. Known before the command line is parsed, for errors in it.
+/// Whether JSON is wanted: --json or --format json. Known before the command line is parsed, for errors in it.
 fn wants_json(arguments: &[OsString]) -> bool {
-    arguments.iter().take_while(|argument| *argument != "--").any(|argument| argument == "--json")
+    let end = arguments.iter().position(|argument| argument == "--").unwrap_or(arguments.len());
+    let options = arguments.get(..end).unwrap_or_default();
+    options.iter().any(|option| option == "--json" || option == "--format=json")
+        || options.windows(2).any(|pair| pair == ["--format", "json"])
 }
 
 /// Prints help, the version, or why the command line is wrong.
@@ -237,7 +235,7 @@ fn unparsed(mut error: clap::Error, arguments: &[OsString], json: bool) -> ExitC
     if json {
         let text = error.render().to_string();
         let message = text.split("\n\n").next().unwrap_or_default();
-        exit_error(code, message.strip_prefix("error: ").unwrap_or(message));
+        output::exit_error(code, message.strip_prefix("error: ").unwrap_or(message));
     } else if systemd::has_journal() {
         output::error(error.render());
     } else {

@@ -4,8 +4,24 @@
 
 use std::fmt::{self, Display, Formatter};
 use std::io::{self, StdoutLock, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::systemd;
+use serde_json::json;
+
+use super::{show, systemd};
+
+/// Whether lines on standard error are JSON objects, as with --json.
+static IS_JSON: AtomicBool = AtomicBool::new(false);
+
+/// Sets whether lines on standard error are JSON objects.
+pub(super) fn set_json(is_json: bool) {
+    IS_JSON.store(is_json, Ordering::Relaxed);
+}
+
+/// Whether lines on standard error are JSON objects.
+pub(super) fn is_json() -> bool {
+    IS_JSON.load(Ordering::Relaxed)
+}
 
 /// The priority of a message in the journal, as in syslog.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +49,19 @@ pub(super) fn warning(line: impl Display) {
 /// Writes an error to standard error.
 pub(super) fn error(line: impl Display) {
     write(Priority::Error, line);
+}
+
+/// Writes the last line of a failed command with --json. Like restic's, it is on standard error.
+pub(super) fn exit_error(code: u8, message: &str) {
+    error(show::json(&json!({ "message_type": "exit_error", "code": code, "message": message })));
+}
+
+/// A note as a line on standard error.
+pub(super) fn note_line(message: &str) -> String {
+    match is_json() {
+        true => show::json(&json!({ "message_type": "note", "message": message })),
+        false => show::printable(&format!("brackfs: {message}")).into_owned(),
+    }
 }
 
 /// Writes a message to standard error. Errors are ignored: there is no other place to report them.

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use anyhow::Result;
 
 use super::exit::NoSecret;
-use super::output;
+use super::terminal;
 use crate::crypt::{self, Passphrase};
 
 /// How often the terminal is asked for a passphrase.
@@ -20,7 +20,7 @@ pub(super) fn unlock<T>(prompt: &str, unlock: impl Fn(&Passphrase) -> Result<T>)
     }
     for _ in 1..TRIES {
         match unlock(&ask(prompt)?.into()) {
-            Err(error) if is_wrong(&error) => output::message("brackfs: the passphrase is wrong; try again"),
+            Err(error) if is_wrong(&error) => terminal::announce("the passphrase is wrong; try again"),
             result => return result,
         }
     }
@@ -47,7 +47,7 @@ pub(super) fn new_passphrase(prompt: &str) -> Result<Passphrase> {
         if tries == TRIES {
             return Err(NoSecret(format!("cannot set a passphrase: {why}; run the command again")).into());
         }
-        output::message(format!("brackfs: {why}; try again"));
+        terminal::announce(&format!("{why}; try again"));
         tries += 1;
     }
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use super::{exit, output, terminal};
+use super::{exit, terminal};
 use crate::failure::FailureKind;
 use crate::storage::Interrupt;
 
@@ -76,8 +76,7 @@ fn stop_within(grace: Duration) -> Result<Arc<AtomicBool>> {
             interrupt().set();
             thread::sleep(grace);
             let seconds = grace.as_secs();
-            output::error(format!("brackfs: interrupted, and killed because it did not end within {seconds} s"));
-            std::process::exit(INTERRUPTED.into());
+            terminal::abort(&format!("interrupted, and killed because it did not end within {seconds} s"));
         }
     };
     // Without this thread, a second signal still ends the process.

@@ -38,14 +38,37 @@ pub(super) fn announce(message: &str) {
     let shown = SHOWN.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
     match shown {
         Some(view) => view.note(message),
-        None => output::warning(printable(&format!("brackfs: {}", words(message, false)))),
+        None => output::warning(output::note_line(&words(message, output::is_json()))),
     }
+}
+
+/// Ends the process after a signal, with a last message.
+pub(super) fn abort(message: &str) -> ! {
+    match output::is_json() {
+        true => output::exit_error(INTERRUPTED, message),
+        false => output::error(printable(&format!("brackfs: {message}"))),
+    }
+    std::process::exit(INTERRUPTED.into());
 }
 
 /// A message without numbers of system errors and, unless `whole`, without names of objects.
 pub(super) fn words(message: &str, whole: bool) -> String {
     let message = worded(message);
     if whole { message.into_owned() } else { shortened(&message) }
+}
+
+/// A message about a path, with the path in front unless the message names it. A path without a slash may be a common word,
+/// so it is always in front.
+fn with_path(path: &str, message: &str) -> String {
+    let ends_word = |c: char| c.is_whitespace() || ":;,.()'\"".contains(c);
+    let is_whole = |(at, _): (usize, _)| {
+        let (before, after) = (&message[..at], &message[at + path.len()..]);
+        before.chars().next_back().is_none_or(ends_word) && after.chars().next().is_none_or(ends_word)
+    };
+    match path.is_empty() || (path.contains('/') && message.match_indices(path).any(is_whole)) {
+        true => message.to_owned(),
+        false => format!("{path}: {message}"),
+    }
 }
 
 /// Whether standard error is a terminal.
@@ -130,6 +153,11 @@ impl Terminal {
         }
         self.view.bar.finish_and_clear();
         self.is_started.store(false, Ordering::Relaxed);
+        self.count_hidden();
+    }
+
+    /// Says how many problems were not shown.
+    fn count_hidden(&self) {
         match self.problems.swap(0, Ordering::Relaxed).saturating_sub(SHOWN_PROBLEMS) {
             0 => {}
             _ if self.view.whole => {}
@@ -158,12 +186,7 @@ impl View {
     }
 
     fn note(&self, message: &str) {
-        let message = words(message, self.whole);
-        if self.json {
-            self.message(Priority::Warning, &show::json(&json!({ "message_type": "note", "message": message })));
-        } else {
-            self.message(Priority::Warning, &printable(&format!("brackfs: {message}")));
-        }
+        self.message(Priority::Warning, &output::note_line(&words(message, self.whole)));
     }
 
     fn show(&self, tick: &Tick, elapsed: Duration) {
@@ -187,23 +210,22 @@ impl View {
 
 impl Monitor for Terminal {
     fn problem(&self, path: &Path, message: &str) {
-        let view = &self.view;
-        let message = words(message, view.whole);
-        if view.json {
-            let object = json!({ "message_type": "error", "path": path.to_string_lossy(), "message": message });
-            view.message(Priority::Warning, &show::json(&object));
-            return;
-        }
         let earlier =
             if self.is_started.load(Ordering::Relaxed) { self.problems.fetch_add(1, Ordering::Relaxed) } else { 0 };
-        if earlier >= SHOWN_PROBLEMS && !view.whole {
-            return;
+        if earlier < SHOWN_PROBLEMS || self.view.whole {
+            self.main_problem(path, message);
         }
-        let path = words(&path.to_string_lossy(), view.whole);
-        // The message may name the path already.
-        let text =
-            if message.contains(&path) { format!("brackfs: {message}") } else { format!("brackfs: {path}: {message}") };
-        view.message(Priority::Warning, &printable(&text));
+    }
+
+    fn main_problem(&self, path: &Path, message: &str) {
+        let (view, path) = (&self.view, path.to_string_lossy());
+        if view.json {
+            let object = json!({ "message_type": "error", "path": path, "message": words(message, true) });
+            view.message(Priority::Warning, &show::json(&object));
+        } else {
+            let text = words(&with_path(&path, message), view.whole);
+            view.message(Priority::Warning, &printable(&format!("brackfs: {text}")));
+        }
     }
 
     fn problem_of(&self, _object: &str, path: &Path, message: &str) {
@@ -242,8 +264,9 @@ impl Monitor for Terminal {
 
     fn hangs(&self, path: &Path) {
         self.view.bar.finish_and_clear();
-        self.problem(path, "interrupted: this path does not answer. The data stored so far is kept");
-        std::process::exit(INTERRUPTED.into());
+        self.count_hidden();
+        let path = path.display();
+        abort(&format!("{path}: interrupted: this path does not answer. The data stored so far is kept"));
     }
 
     fn shows_progress(&self) -> bool {
@@ -259,4 +282,25 @@ impl Monitor for Terminal {
 fn columns() -> usize {
     let size = rustix::termios::tcgetwinsize(rustix::stdio::stderr());
     size.map(|size| usize::from(size.ws_col)).ok().filter(|columns| *columns > 0).unwrap_or(COLUMNS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_left_out_only_if_the_message_names_it() {
+        for (path, message, shown) in [
+            ("/a", "cannot read /a: gone", "cannot read /a: gone"),
+            ("/a", "cannot read \"/a\"", "cannot read \"/a\""),
+            ("/a", "cannot read /a/b: gone", "/a: cannot read /a/b: gone"),
+            ("/a", "cannot read /b/a: gone", "/a: cannot read /b/a: gone"),
+            ("b/a", "cannot read /b/a, then b/a", "cannot read /b/a, then b/a"),
+            ("e", "No such file", "e: No such file"),
+            ("file", "No such file", "file: No such file"),
+            ("", "gone", "gone"),
+        ] {
+            assert_eq!(with_path(path, message), shown);
+        }
+    }
 }
