@@ -226,26 +226,57 @@ fn ambiguous_ids_are_listed() {
 #[test]
 fn a_full_standard_output_is_named() {
     let site = ready();
+    let config = site.path().join("config.toml");
+    let text = format!(
+        "version = 1\n[target.t]\nrepository = {:?}\n[source.s]\npaths = [{:?}]\nto = [\"t\"]\n",
+        site.repo(),
+        site.source()
+    );
+    fs::write(&config, text).unwrap();
+    common::set_mode(&config, 0o600);
     for arguments in [
         &["ls", "latest"][..],
         &["cat", "latest:hello.txt"],
+        &["dump", "latest"],
         &["snapshots"],
         &["find", "hello*"],
         &["versions", "hello.txt"],
         &["diff", "latest", "latest"],
         &["stats"],
         &["backup", "source", "--json"],
+        &["restore", "latest", "--to", "out", "--json"],
+        &["check", "--json"],
+        &["catalog", "verify", "--json"],
+        &["catalog", "rebuild", "--json"],
+        &["hold", "latest", "--json"],
+        &["release", "latest", "--json"],
+        &["forget", "--keep-last", "1", "--dry-run"],
+        &["forget", "--keep-last", "1", "--json"],
+        &["prune", "--json"],
+        &["recipients", "list"],
+        &["adopt", "--json"],
+        &["config", "check"],
+        &["config", "show"],
+        &["config", "unit"],
+        &["status"],
+        &["status", "--json"],
+        &["status", "--format", "prom"],
+        &["status", "--format", "nagios"],
+        &["run", "--json"],
         &["completions", "bash"],
+        &["completions", "zsh"],
         &["--version"],
         &["ls", "--help"],
     ] {
         let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
         let mut command = site.command(arguments);
-        command.stdout(full).stderr(Stdio::piped());
+        command.env("BRACKFS_CONFIG", &config).stdout(full).stderr(Stdio::piped());
         let output = spawn(&mut command).wait_with_output().unwrap();
         let said = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{arguments:?}: {said}");
-        assert!(said.contains("cannot write to standard output: No space left on device"), "{arguments:?}: {said}");
+        let object = if arguments[0] == "dump" { "the archive" } else { "to standard output" };
+        let words = format!("cannot write {object}: No space left on device");
+        assert!(said.contains(&words), "{arguments:?}: {said}");
         assert!(!said.contains("os error"), "{said}");
     }
 }
@@ -262,8 +293,7 @@ fn a_missing_pack_is_one_line_that_counts_files_and_snapshots() {
     // Another snapshot with the same files, and a file of its own.
     site.write("more", "more");
     site.backup(&[]).ok();
-    let data: Vec<_> = before.iter().filter(|pack| fs::metadata(pack).unwrap().len() > 0).collect();
-    for pack in data {
+    for pack in &before {
         let content = fs::read(pack).unwrap();
         fs::remove_file(pack).unwrap();
         let run = site.brackfs(&["check"]).code(1);
@@ -319,6 +349,71 @@ fn of_many_unreadable_files_the_first_are_shown() {
     assert_eq!(said.stderr.matches("Permission denied").count(), 3000);
     let said = backup(&["--reread", "-v"]);
     assert_eq!(said.stderr.matches("Permission denied").count(), 3000);
+}
+
+#[test]
+fn that_no_snapshot_was_made_is_always_shown() {
+    let site = Site::new();
+    let names: Vec<_> = (0..60).map(|number| format!("f{number}")).collect();
+    names.iter().for_each(|name| _ = site.write(name, ""));
+    let list = site.path().join("list");
+    fs::write(&list, names.iter().map(|name| format!("source/{name}\n")).collect::<String>()).unwrap();
+    site.init();
+    let backup = ["backup", "--files-from", "list", "--source", "s"];
+    site.brackfs(&backup).ok();
+    names.iter().skip(3).for_each(|name| fs::remove_file(site.source().join(name)).unwrap());
+    for extra in [&[][..], &["--dry-run"]] {
+        let run = site.brackfs(&[&backup, extra].concat()).code(3);
+        assert_eq!(run.stderr.matches("missing from the snapshot").count(), 20, "{run}");
+        assert!(run.stderr.contains("and 37 more: -v shows all"), "{run}");
+        assert!(run.stderr.contains("has 60 files, and now there are 3; no snapshot was made"), "{run}");
+    }
+}
+
+#[test]
+fn problems_of_documents_are_always_shown() {
+    let site = Site::new();
+    site.brackfs(&["init", "repo", "--no-encryption"]).ok();
+    for number in 0..12 {
+        site.write("file", number.to_string());
+        site.backup(&[]).ok();
+    }
+    packs(&site.repo()).iter().for_each(|pack| fs::remove_file(pack).unwrap());
+    let newest = |folder: &str| {
+        let files = fs::read_dir(site.repo().join(folder)).unwrap().map(|entry| entry.unwrap().path());
+        files.filter(|path| path.is_file()).max().unwrap()
+    };
+    for (folder, said) in [("generation", "generation/"), ("keys", "keys/")] {
+        let path = newest(folder);
+        let content = fs::read(&path).unwrap();
+        fs::write(&path, "not what was written").unwrap();
+        let run = site.brackfs(&["check"]).code(1);
+        assert_eq!(run.stderr.lines().filter(|line| line.contains("brackfs: pack ")).count(), 20, "{run}");
+        assert!(run.stderr.contains(" more: -v shows all"), "{run}");
+        assert!(run.stderr.contains(&format!("brackfs: {said}")), "{run}");
+        fs::write(&path, content).unwrap();
+    }
+}
+
+#[test]
+fn problems_name_their_paths() {
+    let site = ready();
+    for name in ["e", "No such", "source/e"] {
+        let run = site.brackfs(&["backup", "source", name, "--source", "s"]).code(3);
+        assert!(run.stderr.contains(&format!("brackfs: {name}: No such file or directory; it is missing")), "{run}");
+    }
+}
+
+#[test]
+fn a_missing_gpg_is_named() {
+    let site = ready();
+    let mut command = site.command(&["ls", "latest"]);
+    command.env_remove("BRACKFS_KEY_FILE").env("PATH", site.path());
+    let run = run(command).code(12);
+    assert_plain(&run, true);
+    for words in ["cannot run gpg", "install gpg, or give the secret key as a file with --key", "brackfs owner"] {
+        assert!(run.stderr.contains(words), "{run}");
+    }
 }
 
 #[test]

@@ -179,7 +179,7 @@ fn show(args: &ShowArgs, global: &Global) -> Result<ExitCode> {
 fn unit(UnitArgs {}: &UnitArgs, global: &Global) -> Result<ExitCode> {
     let config = global.required_config()?;
     let file = std::path::absolute(global.config_path()?)?;
-    io::stdout().write_all(unit::drop_in(&config, &file).as_bytes())?;
+    output::stdout().write_all(unit::drop_in(&config, &file).as_bytes())?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -235,15 +235,16 @@ impl ReaderArgs {
     /// Which key is needed, if an error says that the given one is another, or that none was given.
     pub(super) fn needed_key(&self, error: &anyhow::Error, global: &Global) -> Option<String> {
         let is_needed = |error: &crypt::Error| error.is_other_key() || matches!(error, crypt::Error::GpgMissing { .. });
-        error.chain().filter_map(|cause| cause.downcast_ref()).find(|error| is_needed(error))?;
+        let cause = error.chain().filter_map(|cause| cause.downcast_ref()).find(|error| is_needed(error))?;
         let recipients = self.repository.open(global).ok()?.keys().recipients().ok()?;
         let recipients: Vec<_> = recipients.iter().map(ToString::to_string).collect();
         let recipients = Some(recipients.join(", ")).filter(|names| !names.is_empty())?;
-        Some(match &self.key {
-            Some(path) => {
+        Some(match (cause, &self.key) {
+            (crypt::Error::GpgMissing { .. }, _) => format!("{cause}; the repository is for {recipients}"),
+            (_, Some(path)) => {
                 format!("cannot decrypt with the key {}: the repository is for {recipients}", path.display())
             }
-            None => format!("cannot decrypt: give the secret key (--key or BRACKFS_KEY_FILE) of {recipients}"),
+            (_, None) => format!("cannot decrypt: give the secret key (--key or BRACKFS_KEY_FILE) of {recipients}"),
         })
     }
 
