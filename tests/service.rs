@@ -294,6 +294,14 @@ fn units_are_valid_and_the_service_has_few_rights() {
     let mut command = Command::new("systemd-analyze");
     command.args(["security", "--offline=yes", "--threshold=25"]).arg(system.join("brackfs.service"));
     run(command).ok();
+    // A mail program may be set-id. In systemd 252, such settings imply NoNewPrivileges=yes for a User=; see systemd.exec(5).
+    let mail = fs::read_to_string(system.join("brackfs-failed@.service")).unwrap();
+    let has_rights = |line: &str| {
+        let implied =
+            ["NoNew", "PrivateDevices", "ProtectKernel", "ProtectClock", "SystemCall", "Restrict", "Lock", "Memory"];
+        !implied.iter().any(|setting| line.starts_with(setting))
+    };
+    assert!(mail.contains("User=brackfs") && mail.lines().all(has_rights), "{mail}");
     succeed(
         Command::new("sh").arg("-n").arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/cron.daily/brackfs")),
     );
@@ -368,6 +376,13 @@ fn a_drop_in_lets_the_service_make_snapshots_of_file_systems() {
         assert_eq!(printed.contains("ReadWritePaths=-/run/lock/lvm\n"), writes_lvm, "{printed}");
         fs::write(folder.join("brackfs.service.d/config.conf"), &printed).unwrap();
         verify(&folder, false);
+    }
+    // ReadWritePaths= does not change the directories of these settings themselves.
+    for (folder, setting) in [("", "ProtectSystem=no"), ("/home", "ProtectHome=no"), ("/home/me", "")] {
+        fs::write(config(&site), format!("{text}[report]\nmetrics = \"{folder}/metrics.prom\"\n")).unwrap();
+        let printed = run(command(&site, &["config", "unit"])).ok().stdout;
+        let settings: Vec<_> = printed.lines().filter(|line| line.starts_with("Protect")).collect();
+        assert_eq!(settings.concat(), setting, "{printed}");
     }
     fs::write(config(&site), text).unwrap();
     let printed = run(command(&site, &["config", "unit"])).ok().stdout;

@@ -23,6 +23,7 @@ const BOOTED: &str = "/run/systemd/system";
 /// Where packages put units of the system and of users.
 const PACKAGED: [&[&str]; 2] =
     [&["/usr/lib/systemd/system", "/lib/systemd/system"], &["/usr/lib/systemd/user", "/lib/systemd/user"]];
+/// The timers, which run every day.
 const SYSTEM_TIMER: &str = include_str!("../../../packaging/systemd/system/brackfs.timer");
 const USER_TIMER: &str = include_str!("../../../packaging/systemd/user/brackfs.timer");
 /// The units of the system and of users, for machines where no package installed them.
@@ -246,11 +247,7 @@ impl Files {
 
 /// A drop-in with the times of an event.
 fn times(event: &str) -> String {
-    format!(
-        "{TIMES_BEGIN}{}
-",
-        event.replace('%', "%%")
-    )
+    format!("{TIMES_BEGIN}{}\n", event.replace('%', "%%"))
 }
 
 /// Whether a drop-in has only the times of an event, so setup wrote it.
