@@ -3,7 +3,7 @@
 //! | what | MiB |
 //! | --- | --- |
 //! | small files read ahead ([`SMALL_AHEAD`]), chunks of large files ([`LARGE_AHEAD`]) | 4 + 4 |
-//! | extended attributes read ahead ([`ATTRIBUTES_AHEAD`]), the attributes of the next file, and one set (384 KiB) in each of 17 readers and the walk | 2 + 7 |
+//! | extended attributes read ahead ([`ATTRIBUTES_AHEAD`]), the attributes of the next file, and one set (384 KiB) in each of up to 17 readers and the walk | 2 + 7 |
 //! | directories that the walk is in: their attributes ([`ATTRIBUTES_OPEN`]) and entries ([`ENTRIES_OPEN`]) | 4 + 8 |
 //! | nodes that wait for a block to be sealed: at most [`NODES_WAITING`] for each block in flight | 10 |
 //! | the chunker of a large file: its buffer, and the current chunk | 3 |
@@ -57,6 +57,10 @@ pub(super) const EVENTS: usize = 128;
 pub(super) const CONTENT_AHEAD: usize = 4;
 /// Readers of small files. On a cold disk each waits for a seek, so their number does not depend on the cores.
 pub(super) const SMALL_READERS: usize = 16;
+/// The same if each reads the files of a job at once.
+pub(super) const BATCH_READERS: usize = 8;
+/// Most small files in a job.
+pub(super) const JOB_FILES: usize = 16;
 /// Helpers that read directories ahead of the walk. On a cold disk they wait too.
 pub(super) const HELPERS: usize = 4;
 /// The stack of the walk's thread, which recurses into directories. Only used pages take memory.
@@ -81,7 +85,8 @@ pub(super) fn workers(level: i32) -> usize {
 
 /// Descriptors for everything except directories of the source: files that are read, and their directories, the catalog,
 /// packs and locks.
-const RESERVED: usize = 64 + 2 * SMALL_READERS;
+const RESERVED: usize = 64 + BATCH_READERS * (JOB_FILES + 1);
+const _: () = assert!(BATCH_READERS * (JOB_FILES + 1) >= 2 * SMALL_READERS);
 /// Directories that helpers may have open.
 const OPEN_AHEAD: usize = 512;
 /// Levels of a tree that fit on the walk's stack.

@@ -38,9 +38,7 @@ pub(super) fn next_data(file: &File, at: u64, limit: u64) -> io::Result<Range<u6
 
 /// Whether a file has holes. A file whose blocks cover its size is not probed.
 pub fn has_holes(file: &File, stat: &Stat) -> io::Result<bool> {
-    let sparse = stat.blocks.saturating_mul(512) < stat.size;
-    // A compressed or inline file may also have fewer blocks.
-    Ok(sparse && next_data(file, 0, stat.size)? != (0..stat.size))
+    Ok(stat.may_have_holes() && next_data(file, 0, stat.size)? != (0..stat.size))
 }
 
 fn is_unsupported(error: Errno) -> bool {

@@ -1,15 +1,19 @@
 //! Reading without evicting other programs' data from the page cache.
 //!
 //! A backup reads every file once. Pages that were cached before stay cached; pages that only the backup brought in are
-//! dropped.
+//! dropped. Linux 6.14 and later do that for a reading call that asks for it. Earlier ones need more calls, so small files
+//! that are read at once are taken to be cached if the first one is.
 
 use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::num::NonZeroU64;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
 use rustix::fs::{Advice, fadvise};
-use rustix::io::{Errno, ReadWriteFlags, preadv2};
+use rustix::io::{Errno, ReadWriteFlags, preadv2, retry_on_intr};
+
+use crate::sys::batch_read::BatchReader;
 
 /// Bytes of a file that are dropped in one call.
 const STRETCH: u64 = 8 << 20;
@@ -75,6 +79,108 @@ impl Drop for UncachedReader<'_> {
     }
 }
 
+/// Reads small files, several at once.
+#[derive(Default)]
+pub struct WholeReader {
+    batches: Batches,
+    /// Files until a call is asked again to drop what it brought in: the next ones may be on another file system.
+    without_dontcache: u32,
+}
+
+/// Files that are read without `RWF_DONTCACHE` after it failed.
+const NEIGHBOURS: u32 = 1000;
+/// `RWF_DONTCACHE` of Linux 6.14.
+const DONTCACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
+
+impl WholeReader {
+    /// Whether the system reads several files at once.
+    pub fn reads_in_batches() -> bool {
+        BatchReader::new().is_some()
+    }
+
+    /// Reads `size` bytes of each file, or fewer if it is shorter. All are held in memory.
+    pub fn read(&mut self, files: &[(&File, u64)]) -> Vec<io::Result<Vec<u8>>> {
+        if self.without_dontcache == 0 {
+            let read = self.read_with(files, DONTCACHE);
+            if !read.iter().any(|read| read.as_ref().is_err_and(is_unsupported)) {
+                return read;
+            }
+            self.without_dontcache = NEIGHBOURS;
+        }
+        self.without_dontcache = self.without_dontcache.saturating_sub(files.len() as u32);
+        let are_cold = files.first().is_some_and(|(file, _)| is_cold(file));
+        let read = self.read_with(files, ReadWriteFlags::empty());
+        if are_cold {
+            for (file, _) in files {
+                // Best effort.
+                let _ = fadvise(file, 0, None, Advice::DontNeed);
+            }
+        }
+        read
+    }
+
+    /// The same for one file.
+    pub fn read_one(&mut self, file: &File, size: u64) -> io::Result<Vec<u8>> {
+        self.read(&[(file, size)]).pop().unwrap_or_else(|| Ok(Vec::new()))
+    }
+
+    fn read_with(&mut self, files: &[(&File, u64)], flags: ReadWriteFlags) -> Vec<io::Result<Vec<u8>>> {
+        if files.len() > 1
+            && let Some(batches) = self.batches.get()
+        {
+            let handles: Vec<_> = files.iter().map(|(file, _)| file.as_fd()).collect();
+            let buffers = files.iter().map(|(_, size)| vec![0; *size as usize]).collect();
+            match batches.read(&handles, buffers, flags.bits() as i32) {
+                Ok(read) => return read,
+                Err(_) => self.batches = Batches::Refused,
+            }
+        }
+        files.iter().map(|(file, size)| read_whole(file, *size, flags)).collect()
+    }
+}
+
+/// The means to read several files at once.
+#[derive(Default)]
+enum Batches {
+    #[default]
+    Untried,
+    Ready(Box<BatchReader>),
+    Refused,
+}
+
+impl Batches {
+    fn get(&mut self) -> Option<&mut BatchReader> {
+        if let Batches::Untried = self {
+            *self = BatchReader::new().map_or(Batches::Refused, |batches| Batches::Ready(Box::new(batches)));
+        }
+        match self {
+            Batches::Ready(batches) => Some(batches),
+            _ => None,
+        }
+    }
+}
+
+/// Whether the first page of a file is not cached.
+fn is_cold(file: &File) -> bool {
+    preadv2(file, &mut [IoSliceMut::new(&mut [0])], 0, ReadWriteFlags::NOWAIT) == Err(Errno::AGAIN)
+}
+
+fn is_unsupported(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::OPNOTSUPP | Errno::NOSYS))
+}
+
+fn read_whole(file: &File, size: u64, flags: ReadWriteFlags) -> io::Result<Vec<u8>> {
+    let (mut bytes, mut filled) = (vec![0; size as usize], 0);
+    while let Some(room) = bytes.get_mut(filled..).filter(|room| !room.is_empty()) {
+        match retry_on_intr(|| preadv2(file, &mut [IoSliceMut::new(room)], filled as u64, flags))? {
+            0 => break,
+            read => filled += read,
+        }
+    }
+    bytes.truncate(filled);
+    Ok(bytes)
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write;
@@ -115,6 +221,51 @@ mod tests {
         let file = file();
         read(&file);
         assert!(is_cached(&file));
+    }
+
+    fn readers() -> impl Iterator<Item = WholeReader> {
+        let kinds = [(true, 0), (true, 5000), (false, 0), (false, 5000)];
+        kinds.into_iter().map(|(batched, without_dontcache)| {
+            let batches = if batched { Batches::Untried } else { Batches::Refused };
+            WholeReader { batches, without_dontcache }
+        })
+    }
+
+    #[test]
+    fn small_files_leave_the_page_cache_as_it_was() {
+        let files: Vec<_> = (0..20).map(|_| file()).collect();
+        // A file that is larger than expected, and others that are shorter.
+        let sizes = [60_000].into_iter().chain(std::iter::repeat(200_000));
+        let all: Vec<_> = files.iter().zip(sizes).collect();
+        for mut reader in readers() {
+            let mut read = || {
+                for ((_, size), read) in all.iter().zip(reader.read(&all)) {
+                    assert!(read.unwrap() == vec![7; 100_000.min(*size as usize)]);
+                }
+            };
+            // The kernel keeps pages that are in use, so one request may not drop them.
+            let are_dropped = (0..100).any(|_| {
+                files.iter().for_each(|file| fadvise(file, 0, None, Advice::DontNeed).unwrap());
+                read();
+                !files.iter().any(is_cached)
+            });
+            assert!(are_dropped, "this test needs a file system on a disk in /var/tmp");
+            for file in &files {
+                file.read_at(&mut vec![0; 100_000], 0).unwrap();
+            }
+            read();
+            assert!(files.iter().all(is_cached));
+        }
+    }
+
+    #[test]
+    fn an_error_is_that_of_one_file() {
+        let (good, bad) = (file(), File::open("/").unwrap());
+        for mut reader in readers() {
+            let [first, second, third] = reader.read(&[(&good, 5), (&bad, 5), (&good, 5)]).try_into().unwrap();
+            assert_eq!((first.unwrap(), third.unwrap()), (vec![7; 5], vec![7; 5]));
+            assert!(second.is_err());
+        }
     }
 
     #[test]

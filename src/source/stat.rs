@@ -19,11 +19,12 @@ const TICK_MIN: i128 = SECOND / 100;
 /// The coarsest timestamp granularity in use, that of FAT, in nanoseconds.
 const TICK_COARSE: i128 = 2 * SECOND;
 const MINUTE: i128 = 60 * SECOND;
+const HOUR: i128 = 60 * MINUTE;
 /// The maximum difference in nanoseconds between the local clock and a server's that change detection tolerates.
 const SKEW: i128 = MINUTE;
 /// A timestamp up to this many nanoseconds ahead of the local clock may come from a recent write by a machine whose
 /// clock is ahead. A later one was set explicitly, and waiting would not help.
-const AHEAD: i128 = 3600 * SECOND;
+const AHEAD: i128 = HOUR;
 
 /// The stat of an inode.
 #[derive(Debug, Clone, PartialEq)]
@@ -170,6 +171,17 @@ impl Stat {
     /// Whether the file changed within the last minute before `now`, so that a writer may not be finished yet.
     pub fn is_young(&self, now: Timestamp) -> bool {
         self.fresh_for(now, Clock::Servers).is_some()
+    }
+
+    /// Whether the file changed within the last hour before `now`, so that the kernel may not have written all of it to the
+    /// disk.
+    pub fn is_recent(&self, now: Timestamp) -> bool {
+        [self.mtime, self.ctime].into_iter().any(|stamp| nanoseconds(now) - nanoseconds(stamp) < HOUR)
+    }
+
+    /// Whether the file has fewer blocks than its size needs. A compressed or inline file may have fewer too.
+    pub fn may_have_holes(&self) -> bool {
+        self.blocks.saturating_mul(512) < self.size
     }
 
     /// How long after `read_started` a change of the file could still have the same timestamps. `None` if it could not:

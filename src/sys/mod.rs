@@ -1,12 +1,14 @@
 //! System calls that several modules use or that need `unsafe` code. The only other `unsafe` code continues a TLS session
 //! (`storage::ftp`) and belongs to a test (`source::directory`).
 //!
+//! - [`batch_read`]: many reads at once
 //! - [`below`]: directories that are opened without following symbolic links
 //! - [`durable`]: durable writes of small files
 //! - [`mountinfo`]: the kernel's table of mounts
 //! - [`owner`]: the owner of what root writes for another user
 //! - [`reserve`]: space that can be given up when the disk is full
 
+pub(crate) mod batch_read;
 pub(crate) mod below;
 pub(crate) mod durable;
 pub(crate) mod mountinfo;
@@ -18,6 +20,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::io::{Errno, pread, retry_on_intr};
@@ -133,21 +136,23 @@ pub(crate) fn sync_folder(folder: BorrowedFd<'_>) -> io::Result<bool> {
     }
 }
 
-/// From `<fcntl.h>`; the same on all architectures that Rust supports.
-const F_SETSIG: libc::c_int = 10;
-
 /// Whether a process has a file open for writing or mapped writable. `file` must be open for reading only. Returns
 /// false if the file system or the process's rights do not allow the test.
 ///
 /// The test is a read lease, which the kernel refuses with EAGAIN in this case. A process that opens the file for
 /// writing before the lease is released is blocked until then.
 pub(crate) fn is_open_for_writing(file: BorrowedFd<'_>) -> bool {
+    /// SIGIO reports a process that waits for a lease, and would end this process.
+    static IGNORE_SIGIO: Once = Once::new();
     let fd = file.as_raw_fd();
     #[expect(unsafe_code, reason = "there is no safe way to say it")]
-    // SAFETY: the descriptor is open as long as it is borrowed, and the other arguments are integers. The signal that
-    // reports a process waiting for the lease is SIGURG, which is ignored by default.
+    // SAFETY: the descriptor is open as long as it is borrowed, and the other arguments are constants. No code of this
+    // program handles SIGIO.
     unsafe {
-        if libc::fcntl(fd, F_SETSIG, libc::SIGURG) == 0 && libc::fcntl(fd, libc::F_SETLEASE, libc::F_RDLCK) == 0 {
+        IGNORE_SIGIO.call_once(|| {
+            libc::signal(libc::SIGIO, libc::SIG_IGN);
+        });
+        if libc::fcntl(fd, libc::F_SETLEASE, libc::F_RDLCK) == 0 {
             libc::fcntl(fd, libc::F_SETLEASE, libc::F_UNLCK);
             return false;
         }

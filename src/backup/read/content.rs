@@ -6,6 +6,7 @@ use crossbeam_channel::Receiver;
 
 use super::budget::Loan;
 use super::spill::SpilledChunk;
+use super::verdict::Verdict;
 use crate::backup::calls::Calls;
 use crate::backup::error::Error;
 use crate::format::Digest;
@@ -74,14 +75,7 @@ pub(in crate::backup) struct FileEnd {
     pub(in crate::backup) size: u64,
     /// The digest of the content.
     pub(in crate::backup) digest: Digest,
-    /// It looked different afterwards, so the content may mix two states.
-    pub(in crate::backup) changed: bool,
-    /// A change after it was read may leave no trace: it has only just been changed, or a process may still be writing to it.
-    pub(in crate::backup) doubtful: bool,
-    /// It ended elsewhere than its size says, and did not change.
-    pub(in crate::backup) wrong_size: bool,
-    /// It is to be read again later.
-    pub(in crate::backup) deferred: bool,
+    pub(in crate::backup) verdict: Verdict,
     /// The loan for its attributes.
     pub(in crate::backup) lent: Option<Loan>,
 }

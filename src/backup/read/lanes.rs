@@ -3,7 +3,8 @@
 use super::budget::Budget;
 use super::spill::SpillFile;
 use crate::backup::error::Error;
-use crate::backup::limits::{ATTRIBUTES_AHEAD, LARGE_AHEAD, SMALL_AHEAD, SMALL_READERS};
+use crate::backup::limits::{ATTRIBUTES_AHEAD, BATCH_READERS, LARGE_AHEAD, SMALL_AHEAD, SMALL_READERS};
+use crate::source::WholeReader;
 
 /// Where the chunks of a reader wait.
 pub(in crate::backup) enum Lane {
@@ -42,6 +43,7 @@ impl Lanes {
     pub(in crate::backup) fn small_readers(&self) -> usize {
         match &self.small {
             Lane::Spill(_) => 1,
+            _ if WholeReader::reads_in_batches() => BATCH_READERS,
             _ => SMALL_READERS,
         }
     }

@@ -4,6 +4,9 @@
 //! when a mapped page is first written to, and the bytes arrive later. So a file that was stamped in the last minute, and
 //! that a process may be writing to, is read twice, and the next backup does not trust its stamps. A single writing call
 //! that takes longer than a minute is not detected.
+//!
+//! A mapped page that is dirty is written to without new stamps, until the kernel has written it back: after half a minute,
+//! or later if the disk is slow. So for a file that was stamped in the last hour, writeback is started before it is read.
 
 use std::time::Duration;
 
@@ -33,13 +36,17 @@ pub(super) struct Observation {
     pub(super) written_to: bool,
 }
 
-/// The judgement of a file that was read. The fields are those of [`super::content::FileEnd`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Verdict {
-    pub(super) changed: bool,
-    pub(super) doubtful: bool,
-    pub(super) wrong_size: bool,
-    pub(super) deferred: bool,
+/// The judgement of a file that was read. The default is that of a file that kept still.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(in crate::backup) struct Verdict {
+    /// It looked different afterwards, so the content may mix two states.
+    pub(in crate::backup) changed: bool,
+    /// A change after it was read may leave no trace: it has only just been changed, or a process may still be writing to it.
+    pub(in crate::backup) doubtful: bool,
+    /// It ended elsewhere than its size says, and did not change.
+    pub(in crate::backup) wrong_size: bool,
+    /// It is to be read again later.
+    pub(in crate::backup) deferred: bool,
 }
 
 impl Observation {

@@ -18,7 +18,8 @@ use crate::backup::error::Error;
 use crate::backup::limits::ATTRIBUTES_OPEN;
 use crate::backup::read::budget::Budget;
 use crate::backup::read::content::{Arriving, FileContent, FileEnd};
-use crate::backup::read::files::ReadSetup;
+use crate::backup::read::jobs::ReadSetup;
+use crate::backup::read::verdict::Verdict;
 use crate::backup::walk::event::{
     EnterDirectory, Event, KeptEntry, NewFile, NewFiles, OldSegment, PlainEntry, ReusedEntry,
 };
@@ -350,9 +351,10 @@ impl<'a> Assembler<'a> {
         let mut content = StoredContent::new(self.frames.owner());
         match self.receive(arriving, file.owner, &mut content)? {
             Received::End(end) => {
-                if end.deferred {
-                    let stored = if end.changed { StoredState::Changed } else { StoredState::Fresh };
-                    self.defer(&file, end.changed, stored)?;
+                let Verdict { changed, deferred, .. } = end.verdict;
+                if deferred {
+                    let stored = if changed { StoredState::Changed } else { StoredState::Fresh };
+                    self.defer(&file, changed, stored)?;
                 } else {
                     self.counts.read_files += 1;
                     self.monitor.progress().file();
@@ -431,7 +433,8 @@ impl<'a> Assembler<'a> {
         end: FileEnd,
         content: StoredContent,
     ) -> Result<(), Error> {
-        let FileEnd { stat, extended, size, digest, changed, doubtful, wrong_size, deferred, lent: _lent } = end;
+        let FileEnd { stat, extended, size, digest, verdict, lent: _lent } = end;
+        let Verdict { changed, doubtful, wrong_size, deferred } = verdict;
         let content = content.finish(key, digest, &mut self.nodes)?;
         let incomplete = extended.missing.is_some();
         // The retry reports the problems of a deferred file.
@@ -676,10 +679,7 @@ mod tests {
             extended: Extended::default(),
             size: 1,
             digest: Digest::of(b"x"),
-            changed: deferred,
-            doubtful: false,
-            wrong_size: false,
-            deferred,
+            verdict: Verdict { changed: deferred, deferred, ..Verdict::default() },
             lent: None,
         }))
     }

@@ -6,18 +6,18 @@ use crossbeam_channel::{Sender, bounded};
 
 use super::event::{Event, NewFile, NewFiles};
 use super::stop::WalkStop;
-use crate::backup::limits::CONTENT_AHEAD;
+use crate::backup::limits::{CONTENT_AHEAD, JOB_FILES};
 use crate::backup::read::budget::{Budget, Loan};
-use crate::backup::read::files::{FILE_OVERHEAD, JobFile, ReadJob};
+use crate::backup::read::jobs::{FILE_OVERHEAD, JobFile, ReadJob};
 use crate::backup::read::spill::SLOTS;
 use crate::backup::read::verdict::Patience;
 use crate::format::entry::Xattr;
-use crate::source::Directory;
+use crate::source::{Directory, Stat};
 
 /// Most events that are sent together.
 const BATCH: usize = 32;
-/// Most small files in a job: not more than may wait, or they would wait for each other.
-const JOB_FILES: usize = SLOTS;
+/// Files that are spilled wait for room: not more than have room may be in a job, or they would wait for each other.
+const _: () = assert!(JOB_FILES <= SLOTS);
 /// Bytes of small files in a job, unless a single one has more.
 const JOB_BYTES: u64 = 128 << 10;
 
@@ -104,11 +104,12 @@ impl Outbox {
         &mut self,
         directory: &Arc<Directory>,
         file: NewFile,
+        seen: Stat,
         patience: Patience,
         large: u64,
     ) -> Result<(), WalkStop> {
         self.files_sent += 1;
-        let mut job = JobFile { name: file.name.clone(), number: self.files_sent, loan: None, patience };
+        let mut job = JobFile { name: file.name.clone(), number: self.files_sent, loan: None, patience, seen };
         if file.size >= large {
             self.send_small_files()?;
             let job = self.announce(directory.clone(), vec![file], vec![job])?;

@@ -20,6 +20,7 @@ use crate::backup::options::Stream;
 use crate::backup::read::content::{FileContent, FileEnd};
 use crate::backup::read::lanes::Lane;
 use crate::backup::read::sink::{ContentSender, ReadStop, Sink};
+use crate::backup::read::verdict::Verdict;
 use crate::catalog::{DirectoryRow, Parent, Past, SegmentId, SourceRow};
 use crate::format::entry::Content;
 use crate::format::{Digest, Items, Kind, Timestamp};
@@ -128,11 +129,8 @@ impl PipeWalk<'_> {
             extended: Extended::default(),
             size,
             digest,
-            changed: false,
             // No later backup may take it for unchanged.
-            doubtful: true,
-            wrong_size: false,
-            deferred: false,
+            verdict: Verdict { doubtful: true, ..Verdict::default() },
             lent: None,
         };
         let sent = out.send(FileContent::End(Box::new(end))).and_then(|()| out.flush());

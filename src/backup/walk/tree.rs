@@ -446,7 +446,7 @@ impl<'a> SourceWalk<'a> {
         }
         let ReadAttempt { tries, patience } = self.attempt;
         let file = NewFile { name: name.into_vec(), owner: stat.uid, existed, size: stat.size, tries };
-        self.outbox.send_file(here.directory, file, patience, self.context.rules.large)
+        self.outbox.send_file(here.directory, file, stat.clone(), patience, self.context.rules.large)
     }
 
     /// Enters a directory in `here`, walks through it, and leaves it.

@@ -1,0 +1,61 @@
+//! Small files that have kept still for a minute: they are read several at once, with the fewest calls.
+//!
+//! Their stats are those of the walk. If one is the same after the file was read, the file did not change: a change since the
+//! walk would have left newer stamps. See [`super::verdict`]. All other files take the longer way of [`super::opened`], also
+//! those that can't be read.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
+
+use super::jobs::{JobFile, ReadSetup};
+use crate::source::{self, Clock, Directory, Extended, Stat, WholeReader, now};
+
+/// A small file that was read before it is known whether it kept still.
+pub(super) struct EarlyFile {
+    file: File,
+    bytes: Vec<u8>,
+}
+
+/// Reads those of the files that are small and seem to keep still. `None` for each other one.
+pub(super) fn read_early(
+    directory: &Directory,
+    files: &[JobFile],
+    setup: &ReadSetup,
+    reader: &mut WholeReader,
+) -> Vec<Option<EarlyFile>> {
+    let opened = now();
+    let is_early = |JobFile { seen, .. }: &JobFile| {
+        let is_small = seen.size > 0 && seen.size < setup.whole_below && !seen.may_have_holes();
+        is_small && seen.nlink == 1 && !seen.is_young(opened) && setup.mounts.of(seen).clock == Clock::Ours
+    };
+    let names = files.iter().map(|file| OsStr::from_bytes(&file.name));
+    let call = setup.calls.about_names(directory.shared_path(), names.clone());
+    let mut handles = Vec::with_capacity(files.len());
+    for (file, name) in files.iter().zip(names) {
+        let handle = if is_early(file) { directory.open_file(name).ok() } else { None };
+        if let Some(handle) = handle.as_ref().filter(|_| file.seen.is_recent(opened)) {
+            source::have_changes_stamped(handle);
+        }
+        handles.push(handle);
+        call.next();
+    }
+    let sizes = files.iter().map(|file| file.seen.size);
+    let all: Vec<_> = handles.iter().zip(sizes).filter_map(|(file, size)| Some((file.as_ref()?, size))).collect();
+    let mut read = if all.is_empty() { Vec::new() } else { reader.read(&all) }.into_iter();
+    let early = handles.into_iter().map(|file| {
+        let (file, bytes) = (file?, read.next()?.ok()?);
+        Some(EarlyFile { file, bytes })
+    });
+    early.collect()
+}
+
+impl EarlyFile {
+    /// Returns the content and the attributes. `None` if the file is not as the walk saw it.
+    pub(super) fn settled(self, seen: &Stat) -> Option<(Vec<u8>, Extended)> {
+        let extended = Extended::of_fd(&self.file);
+        let after = Stat::of_fd(&self.file).ok()?;
+        let is_same = after.inode() == seen.inode() && seen.same_content_as(&after);
+        (is_same && self.bytes.len() as u64 == seen.size).then_some((self.bytes, extended))
+    }
+}
