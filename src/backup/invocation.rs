@@ -12,7 +12,7 @@ use tracing::debug;
 use super::calls::Calls;
 use super::error::Error;
 use super::glance::Glance;
-use super::limits::workers;
+use super::limits::{files_at_once, workers};
 use super::options::{Options, RunPolicy};
 use super::pipeline::{Follower, Pipeline, Readers, Watch};
 use super::preview::Preview;
@@ -374,6 +374,7 @@ impl<'a> Invocation<'a> {
         let lanes = Lanes::new(policy.low_memory)?;
         let setup = ReadSetup {
             chunker: Chunker::new(session.trust().seed, storing.chunk_size),
+            files_at_once: files_at_once(),
             whole_below: storing.merge_files_under as u64,
             attributes: lanes.attributes.clone(),
             hard_links: HardLinkCache::default(),

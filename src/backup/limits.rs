@@ -85,12 +85,25 @@ pub(super) fn workers(level: i32) -> usize {
 
 /// Descriptors for everything except directories of the source: files that are read, and their directories, the catalog,
 /// packs and locks.
-const RESERVED: usize = 64 + BATCH_READERS * (JOB_FILES + 1);
-const _: () = assert!(BATCH_READERS * (JOB_FILES + 1) >= 2 * SMALL_READERS);
+const RESERVED: usize = 64 + 2 * SMALL_READERS;
+/// The same if each reader has the files of a job open.
+const RESERVED_FOR_BATCHES: usize = 64 + BATCH_READERS * (JOB_FILES + 1);
+/// The limit of open files from which that is so.
+const BATCHES_FROM: usize = 512;
 /// Directories that helpers may have open.
 const OPEN_AHEAD: usize = 512;
 /// Levels of a tree that fit on the walk's stack.
 const LEVELS: usize = 10_000;
+
+/// Files that a reader of small files may have open at once.
+pub(super) fn files_at_once() -> usize {
+    if open_files() < BATCHES_FROM { 1 } else { JOB_FILES }
+}
+
+fn open_files() -> usize {
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    usize::try_from(limit).unwrap_or(usize::MAX)
+}
 
 /// How many directories of the source may be open at once, and for what. A deep tree must not use up the descriptors for
 /// reading files.
@@ -107,12 +120,12 @@ pub(super) struct Directories {
 impl Directories {
     /// The numbers for the limit of this process.
     pub(super) fn of_process() -> Self {
-        let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-        Directories::of(usize::try_from(limit).unwrap_or(usize::MAX))
+        Directories::of(open_files())
     }
 
     fn of(limit: usize) -> Self {
-        let free = limit.saturating_sub(RESERVED);
+        let reserved = if limit < BATCHES_FROM { RESERVED } else { RESERVED_FOR_BATCHES };
+        let free = limit.saturating_sub(reserved);
         // There are two queues.
         let jobs = (free / 16).clamp(1, EVENTS);
         let ahead = (free / 8).min(OPEN_AHEAD);

@@ -1,4 +1,4 @@
-//! System calls that several modules use or that need `unsafe` code. The only other `unsafe` code continues a TLS session
+//! System calls that several modules use or that need `unsafe` code. The only other `unsafe` code resumes a TLS session
 //! (`storage::ftp`) and belongs to a test (`source::directory`).
 //!
 //! - [`batch_read`]: many reads at once

@@ -59,3 +59,45 @@ impl EarlyFile {
         (is_same && self.bytes.len() as u64 == seen.size).then_some((self.bytes, extended))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+
+    /// A file as it was read when the walk had just seen it.
+    fn read(folder: &Path, name: &str) -> (EarlyFile, Stat) {
+        let path = folder.join(name);
+        fs::write(&path, "content").unwrap();
+        let file = File::open(&path).unwrap();
+        let seen = Stat::of_fd(&file).unwrap();
+        (EarlyFile { file, bytes: b"content".to_vec() }, seen)
+    }
+
+    #[test]
+    fn a_file_that_is_not_as_the_walk_saw_it_is_not_settled() {
+        let folder = tempfile::tempdir().unwrap();
+        let (early, seen) = read(folder.path(), "same");
+        let (bytes, extended) = early.settled(&seen).unwrap();
+        assert_eq!((bytes, extended), (b"content".to_vec(), Extended::default()));
+
+        let (early, seen) = read(folder.path(), "other size");
+        fs::write(folder.path().join("other size"), "more content").unwrap();
+        assert!(early.settled(&seen).is_none());
+
+        let (early, mut seen) = read(folder.path(), "other stamp");
+        seen.ctime.nanos ^= 1;
+        assert!(early.settled(&seen).is_none());
+
+        // Another file was opened under the name that the walk saw.
+        let (early, mut seen) = read(folder.path(), "replaced");
+        seen.ino += 1;
+        assert!(early.settled(&seen).is_none());
+
+        let (early, seen) = read(folder.path(), "short");
+        let bytes = b"conten".to_vec();
+        assert!(EarlyFile { bytes, ..early }.settled(&seen).is_none());
+    }
+}

@@ -46,15 +46,21 @@ struct FileReader<'r, 'c> {
 
 impl FileReader<'_, '_> {
     fn read_all(&mut self, files: Vec<JobFile>) -> Result<(), ReadStop> {
-        let early = read_early(self.directory, &files, self.setup, self.whole);
-        for (file, early) in files.into_iter().zip(early) {
-            match self.read(file, early) {
-                Err(ReadStop::Failed(why)) => self.out.send(FileContent::Failed(why))?,
-                Err(ReadStop::Broken(error)) => self.out.send(FileContent::Broken(error))?,
-                result => result?,
+        let mut files = files.into_iter();
+        loop {
+            let batch: Vec<_> = files.by_ref().take(self.setup.files_at_once).collect();
+            if batch.is_empty() {
+                return Ok(());
+            }
+            let early = read_early(self.directory, &batch, self.setup, self.whole);
+            for (file, early) in batch.into_iter().zip(early) {
+                match self.read(file, early) {
+                    Err(ReadStop::Failed(why)) => self.out.send(FileContent::Failed(why))?,
+                    Err(ReadStop::Broken(error)) => self.out.send(FileContent::Broken(error))?,
+                    result => result?,
+                }
             }
         }
-        Ok(())
     }
 
     /// Reads a file and sends its content.

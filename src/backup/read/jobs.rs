@@ -35,6 +35,8 @@ pub(in crate::backup) struct JobFile {
 /// Shared by all readers of a run.
 pub(in crate::backup) struct ReadSetup {
     pub(in crate::backup) chunker: Chunker,
+    /// Most files that a reader has open at once.
+    pub(in crate::backup) files_at_once: usize,
     /// Files below this many bytes are one chunk.
     pub(in crate::backup) whole_below: u64,
     /// Lends memory for attributes. The assembler says which file it takes.

@@ -692,6 +692,7 @@ mod tests {
     fn assemble<T>(events: Vec<Event>, test: impl FnOnce(Result<Assembler<'_>, Error>) -> T) -> T {
         let setup = ReadSetup {
             chunker: Chunker::new(1, 1 << 20),
+            files_at_once: 1,
             whole_below: 0,
             attributes: Budget::new(1),
             hard_links: HardLinkCache::default(),
