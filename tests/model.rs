@@ -474,7 +474,8 @@ impl World {
         for (at, round) in source.iter().enumerate() {
             round.apply(&site.source(), at);
             settle();
-            site.backup(&[round.chunk]).ok();
+            // A round may take away most of the files.
+            site.backup(&[round.chunk, "--allow-shrink"]).ok();
             models.push(model_of(&site.source()));
             if at + 1 < source.len() {
                 // Names of snapshots of one second differ only in ids, which have no order.
