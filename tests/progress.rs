@@ -318,18 +318,30 @@ fn a_mount_in_the_background_says_where_it_is() {
 
 #[test]
 fn restore_and_check_know_how_much_is_done() {
-    let site = Site::with_files(&[("a", noise("a", 3 * MIB)), ("b", noise("b", 3 * MIB))]);
+    let files = [("d/a", 3 * MIB), ("d/b", 3 * MIB), ("d/left out", MIB)];
+    let site = Site::with_files(&files.map(|(name, length)| (name, noise(name, length))));
     site.init();
     site.backup(&[]).ok();
     // At this rate they take three seconds.
-    for arguments in [&["restore", "latest", "--to", "out"][..], &["check", "--read-data"]] {
+    for arguments in [
+        &["restore", "latest", "--to", "out"][..],
+        &["restore", "latest:d", "--to", "part", "--exclude", "left out"],
+        &["restore", "latest:d/a", "--to", "file"],
+        &["check", "--read-data"],
+    ] {
         let run = site.brackfs(&[arguments, &["--json", "--limit-download", "2MiB"]].concat()).ok();
         let lines: Vec<_> = run.stdout.lines().map(json).filter(|line| line["message_type"] == "status").collect();
         let parts: Vec<_> = lines.iter().map(|line| line["percent_done"].as_f64().expect("a part")).collect();
         assert!(!parts.is_empty() && parts.is_sorted() && parts.iter().all(|part| *part <= 1.0), "{run}");
         assert!(parts.iter().any(|part| (0.1..0.95).contains(part)), "{run}");
         assert!(lines.iter().any(|line| line["seconds_remaining"].as_u64().is_some()), "{run}");
-        assert!(lines.iter().all(|line| number(line, "total_bytes") >= 6 * MIB as u64), "{run}");
+        let total = match arguments {
+            [_, "latest:d", ..] => 6,
+            [_, "latest:d/a", ..] => 3,
+            _ => 7,
+        };
+        let totals: Vec<_> = lines.iter().map(|line| number(line, "total_bytes") / MIB as u64).collect();
+        assert!(totals.iter().all(|found| *found == total), "{totals:?} {run}");
     }
 }
 

@@ -4,6 +4,8 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use anyhow::Result;
 use clap::ValueEnum;
@@ -137,8 +139,23 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         trust_set_id: args.trust_set_id,
         dry_run: args.dry_run,
     };
+    let ended = AtomicBool::new(false);
     monitor.start();
-    let result = restore::restore(&*archive, &listed, &args.to, &options, &monitor, &stop);
+    let result = thread::scope(|threads| {
+        let is_shown = args.json || monitor.shows_progress();
+        if is_shown && !args.dry_run && !args.is_whole(&selector) {
+            let count = || {
+                if let Some(total) = restore::total(&*archive, &listed, &options, &ended) {
+                    monitor.progress().expect(total);
+                }
+            };
+            // Without the thread, nobody knows how much is left.
+            let _ = thread::Builder::new().name("counting".into()).spawn_scoped(threads, count);
+        }
+        let result = restore::restore(&*archive, &listed, &args.to, &options, &monitor, &stop);
+        ended.store(true, Ordering::Relaxed);
+        result
+    });
     monitor.finish();
     let summary = result?;
     if args.json {

@@ -17,6 +17,7 @@
 //! - [`entry_error`]: why an entry cannot be restored
 //! - [`existing`]: compares an existing file with an entry
 //! - [`metadata`]: owner, extended attributes, mode, times, inode flags
+//! - [`mod@total`]: how much there is to do
 //! - [`refusals`]: operations that the system refuses, reported once for each kind
 
 mod draft;
@@ -31,6 +32,7 @@ mod order;
 mod output_directory;
 mod refusals;
 mod temporary;
+mod total;
 mod worker;
 mod write;
 
@@ -46,6 +48,7 @@ use std::thread;
 use crossbeam_channel::bounded;
 
 pub use options::{Conflict, Options};
+pub use total::total;
 
 use crate::archive::{self, Archive, EntryHandle, EntryRef, SnapshotDirectory, TreeWalk, WalkStep, first_names};
 use crate::failure::{Failure, FailureKind};
