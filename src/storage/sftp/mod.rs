@@ -52,6 +52,9 @@ const REMOVALS: usize = 64;
 /// If a write fails, the disk counts as full if it has less space than for the object and these bytes.
 const MARGIN: u64 = 1 << 20;
 
+/// Reads of at least this many bytes take connections of their own.
+const LARGE_READ: usize = 512 << 10;
+
 /// An object of at most this many bytes shares a connection: a new one takes longer.
 const SHORT: u64 = 256 << 10;
 
@@ -540,9 +543,10 @@ impl Storage for SftpStorage {
         stored
     }
 
-    /// Reads share connections: one carries as much as most networks do, and a further login takes longer than a read.
+    /// Short reads share connections: a further login takes longer. At most 2 MiB are under way in one ssh connection, so large
+    /// reads take others.
     fn read(&self, name: &str, offset: u64, length: usize, bytes: &mut Vec<u8>) -> Result<(), Error> {
-        let session = self.share("read", name)?;
+        let session = if length >= LARGE_READ { self.take("read", name)? } else { self.share("read", name)? };
         match session.read(&self.path(name), offset, length, bytes) {
             Ok(()) => {
                 self.note_seen();
