@@ -105,9 +105,9 @@ fn calls_of_first_backup(are_old: bool) -> f64 {
 #[test]
 fn a_small_file_is_stored_with_a_few_system_calls() {
     // Stat, open, attributes, flags, stat and close, a read of many, and the calls for its directory. Kernels before 6.14 need
-    // one more call to leave the page cache as it was.
+    // one more call to leave the page cache as it was, and one more read where io_uring is refused.
     let calls = calls_of_first_backup(true);
-    assert!((5.5..8.0).contains(&calls), "{calls}");
+    assert!((5.5..8.6).contains(&calls), "{calls}");
 }
 
 #[test]
