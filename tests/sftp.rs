@@ -159,24 +159,28 @@ fn passwords_in_locations_are_refused_and_never_repeated() {
 #[test]
 fn connections_are_bounded_and_no_process_shows_a_secret() {
     let remote = ready(&borrowed(&many(4)));
-    let mut backup = remote.begin_backup(&["--connections", "2", "--limit-upload", "16MiB"]);
-    let mut most = 0;
     let program = format!("{} -o", remote.server.ssh());
     let secret = fs::read_to_string(remote.server.key()).unwrap();
     let secret = secret.lines().nth(1).unwrap();
-    while !backup.has_ended() {
-        let arguments = |process: Pid| {
-            let words = fs::read(format!("/proc/{}/cmdline", process.as_raw_nonzero())).unwrap_or_default();
-            String::from_utf8_lossy(&words).replace('\0', " ")
-        };
-        let shown: Vec<_> = below(&backup.child).into_iter().map(arguments).collect();
-        let is_ours = |line: &&String| line.starts_with(&program) && line.contains("-s -- 127.0.0.1 sftp");
-        most = most.max(shown.iter().filter(is_ours).count());
-        assert!(!shown.concat().contains(secret));
-        sleep(Duration::from_millis(20));
-    }
-    assert_eq!(most, 2);
-    backup.succeeds();
+    let most = |mut command: Begun| {
+        let mut most = 0;
+        while !command.has_ended() {
+            let arguments = |process: Pid| {
+                let words = fs::read(format!("/proc/{}/cmdline", process.as_raw_nonzero())).unwrap_or_default();
+                String::from_utf8_lossy(&words).replace('\0', " ")
+            };
+            let shown: Vec<_> = below(&command.child).into_iter().map(arguments).collect();
+            let is_ours = |line: &&String| line.starts_with(&program) && line.contains("-s -- 127.0.0.1 sftp");
+            most = most.max(shown.iter().filter(is_ours).count());
+            assert!(!shown.concat().contains(secret));
+            sleep(Duration::from_millis(20));
+        }
+        command.succeeds();
+        most
+    };
+    assert_eq!(most(remote.begin_backup(&["--connections", "2", "--limit-upload", "16MiB"])), 2);
+    let restore = ["restore", "latest", "--to", "out", "--connections", "2", "--limit-download", "16MiB"];
+    assert_eq!(most(Begun::start(remote.command(&restore))), 2);
 }
 
 #[test]

@@ -149,7 +149,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
                     monitor.progress().expect(total);
                 }
             };
-            // Without the thread, nobody knows how much is left.
+            // Without the thread, there is no percentage.
             let _ = thread::Builder::new().name("counting".into()).spawn_scoped(threads, count);
         }
         let result = restore::restore(&*archive, &listed, &args.to, &options, &monitor, &stop);

@@ -370,8 +370,8 @@ fn gone(removed: Result<String, Failed>, absent: &[&str]) -> Result<(), Failed> 
 }
 
 impl FileSystem {
-    /// All mounts. A later one may hide an earlier one. A directory that is bound to itself is no other file system: systemd binds
-    /// those that a service may not write to.
+    /// All mounts, except those of a directory at its own path: systemd makes such bind mounts in a service, and they show the
+    /// same file system. A later mount may hide an earlier one.
     fn all() -> Result<Vec<Self>, Failed> {
         let table = mountinfo::read().map_err(|e| failed("read", Path::new(mountinfo::TABLE), &e))?;
         let mounts = mountinfo::mounts(&table).map(|info| FileSystem {

@@ -1,8 +1,8 @@
 //! An open directory. Its entries are reached by a single name, relative to its handle.
 //!
 //! A name is a single path component, as in a [`Listing`]. Symlinks are followed only in the path of the root. A
-//! [`PathMap`] may say that an entry is read elsewhere; its path is still that of the entry. The path of that place is opened
-//! without following symlinks, so nobody can redirect it.
+//! [`PathMap`] may say that an entry is read elsewhere; its path is still that of the entry. The other place is opened without
+//! following symlinks, so a symlink that somebody made cannot lead to other files.
 
 use std::ffi::OsStr;
 use std::fs::File;

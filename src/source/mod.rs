@@ -49,7 +49,7 @@ pub use listing::{ListedName, Listing};
 pub use mount::{EntryMount, Mount, is_foreign};
 pub use mounts::{LastMount, MountPlace, MountTable};
 pub use owners::Owners;
-pub use page_cache::{UncachedReader, WholeReader};
+pub use page_cache::WholeReader;
 pub use path_map::PathMap;
 pub use patterns::{Pattern, Patterns};
 pub use shared_path::SharedPath;

@@ -83,7 +83,8 @@ impl Drop for UncachedReader<'_> {
 #[derive(Default)]
 pub struct WholeReader {
     batches: Batches,
-    /// Files until a call is asked again to drop what it brought in: the next ones may be on another file system.
+    /// How many more files are read without `RWF_DONTCACHE`. Then it is tried again, since the next ones may be on another file
+    /// system.
     without_dontcache: u32,
 }
 

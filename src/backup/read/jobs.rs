@@ -11,8 +11,9 @@ use super::verdict::Patience;
 use crate::backup::calls::Calls;
 use crate::source::{Chunker, Directory, MountTable, Stat};
 
-/// About how many bytes a file takes besides its content while it waits, including a few attributes.
+/// Bytes of a waiting file besides its content: its name, its stat and a few attributes.
 pub(in crate::backup) const FILE_OVERHEAD: usize = 1 << 10;
+
 /// Files to be read one after the other.
 pub(in crate::backup) struct ReadJob {
     pub(in crate::backup) directory: Arc<Directory>,

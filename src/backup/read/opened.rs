@@ -1,4 +1,4 @@
-//! A file that is open, with what is observed of it before and after it is read.
+//! An open file. It is observed before and after it is read.
 
 use std::ffi::OsStr;
 use std::fs::File;

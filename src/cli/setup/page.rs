@@ -28,7 +28,9 @@ pub(super) fn text(config: &Config, file: &Path, timer: &Timer, global: &Global)
         (false, true) => "To see what happened:   journalctl --user -u brackfs".to_owned(),
         _ => {
             let entry = crontab(file, &global.state()?);
-            format!("There is no systemd. For a backup every night, add to crontab -e:   {entry}")
+            format!(
+                "This system has no systemd. For a backup every night, type `crontab -e` and add the line:   {entry}"
+            )
         }
     });
     Ok(text.trim_end().to_owned())

@@ -29,7 +29,7 @@ mod ssh;
 mod wire;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use uuid::Uuid;
 
@@ -52,7 +52,7 @@ const REMOVALS: usize = 64;
 /// If a write fails, the disk counts as full if it has less space than for the object and these bytes.
 const MARGIN: u64 = 1 << 20;
 
-/// Reads of at least this many bytes take connections of their own.
+/// Further connections are opened for reads of at least this many bytes.
 const LARGE_READ: usize = 512 << 10;
 
 /// An object of at most this many bytes shares a connection: a new one takes longer.
@@ -61,7 +61,7 @@ const SHORT: u64 = 256 << 10;
 /// A target that is a directory on an SFTP server.
 #[derive(Debug)]
 pub struct SftpStorage {
-    pool: Pool,
+    pool: Arc<Pool>,
     address: Address,
     spools: Spools,
     /// The directory had an entry, so it cannot be empty unless its disk was unmounted.
@@ -94,7 +94,7 @@ impl SftpStorage {
 
     fn new(address: &Address, remote: &Remote) -> Self {
         SftpStorage {
-            pool: Pool::new(Ssh::new(remote.ssh.clone(), address.clone()), remote.connections, remote.stall),
+            pool: Arc::new(Pool::new(Ssh::new(remote.ssh.clone(), address.clone()), remote.connections, remote.stall)),
             address: address.clone(),
             spools: remote.spools(),
             seen: AtomicBool::default(),
@@ -543,10 +543,13 @@ impl Storage for SftpStorage {
         stored
     }
 
-    /// Short reads share connections: a further login takes longer. At most 2 MiB are under way in one ssh connection, so large
-    /// reads take others.
+    /// Reads share connections, since a further login takes longer. At most 2 MiB are under way in one ssh connection, so others
+    /// are opened in the background for large reads.
     fn read(&self, name: &str, offset: u64, length: usize, bytes: &mut Vec<u8>) -> Result<(), Error> {
-        let session = if length >= LARGE_READ { self.take("read", name)? } else { self.share("read", name)? };
+        let session = match length {
+            LARGE_READ.. => self.pool.share_and_grow().map_err(|failure| failure.into_error("read", name))?,
+            _ => self.share("read", name)?,
+        };
         match session.read(&self.path(name), offset, length, bytes) {
             Ok(()) => {
                 self.note_seen();

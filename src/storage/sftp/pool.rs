@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use tracing::debug;
@@ -74,8 +75,8 @@ impl Pool {
             open.lanes.retain(|lane| !lane.session.is_lost());
             let least = open.lanes.iter().min_by_key(|lane| lane.users.load(Ordering::Relaxed)).cloned();
             let is_free = least.as_ref().is_some_and(|lane| lane.users.load(Ordering::Relaxed) == 0);
-            let may_open = open.lanes.len() + open.opening < self.most.get()
-                && (least.is_none() || open.paused_until.is_none_or(|until| until < Instant::now()));
+            let has_room = open.lanes.len() + open.opening < self.most.get();
+            let may_open = if least.is_none() { has_room } else { self.may_open(&open) };
             match least {
                 Some(lane) if is_free || !may_open => return Ok(Lease::new(lane)),
                 None if !may_open => {
@@ -86,24 +87,62 @@ impl Pool {
             }
             open.opening += 1;
             drop(open);
-            let session = Session::open(&self.ssh, self.stall);
-            open = self.lock();
-            open.opening -= 1;
-            self.opened.notify_all();
-            match session {
-                Ok(session) => {
-                    let lane = Arc::new(Lane { session, users: AtomicUsize::new(0) });
-                    open.lanes.push(lane.clone());
-                    return Ok(Lease::new(lane));
+            match self.open() {
+                Ok(lease) => return Ok(lease),
+                Err(failure) => {
+                    open = self.lock();
+                    if open.lanes.iter().all(|lane| lane.session.is_lost()) {
+                        return Err(failure);
+                    }
                 }
+            }
+        }
+    }
+
+    /// Takes a connection for a large transfer that must not wait for a login: shares one, and opens another in the
+    /// background if all are in use.
+    pub(super) fn share_and_grow(self: &Arc<Self>) -> Result<Lease, Failure> {
+        let lease = self.share()?;
+        let is_shared = lease.0.users.load(Ordering::Relaxed) > 1;
+        let mut open = self.lock();
+        if is_shared && self.may_open(&open) {
+            let pool = self.clone();
+            // If the system refuses, the connections that exist have to do.
+            let started = thread::Builder::new().name("sftp login".into()).spawn(move || drop(pool.open()));
+            open.opening += usize::from(started.is_ok());
+        }
+        drop(open);
+        Ok(lease)
+    }
+
+    /// Opens a connection that was counted as being opened. After a failure, no more are opened for a while if there are
+    /// others.
+    fn open(&self) -> Result<Lease, Failure> {
+        let session = Session::open(&self.ssh, self.stall);
+        let mut open = self.lock();
+        open.opening -= 1;
+        self.opened.notify_all();
+        match session {
+            Ok(session) => {
+                let lane = Arc::new(Lane { session, users: AtomicUsize::new(0) });
+                open.lanes.push(lane.clone());
+                Ok(Lease::new(lane))
+            }
+            Err(failure) => {
                 // Servers limit the number of connections, so those that exist have to do.
-                Err(failure) if open.lanes.iter().any(|lane| !lane.session.is_lost()) => {
+                if open.lanes.iter().any(|lane| !lane.session.is_lost()) {
                     debug!(connections = open.lanes.len(), ?failure, "no further connection");
                     open.paused_until = Some(Instant::now() + PAUSE);
                 }
-                Err(failure) => return Err(failure),
+                Err(failure)
             }
         }
+    }
+
+    /// Whether one more connection may be opened, while there are others.
+    fn may_open(&self, open: &Open) -> bool {
+        let has_room = open.lanes.len() + open.opening < self.most.get();
+        has_room && open.paused_until.is_none_or(|until| until < Instant::now())
     }
 
     /// Forgets that a file is open.
