@@ -496,6 +496,38 @@ fn an_interrupt_ends_a_run_and_its_last_hooks_still_run() {
 }
 
 #[test]
+fn steps_that_were_not_begun_did_not_fail() {
+    let world = World::new();
+    let usual = "[defaults]\nkeep = { last = 5 }\n";
+    world.configure(usual);
+    world.brackfs(&["run"]).ok();
+    // The next prune is due in a week.
+    let started = world.path("started");
+    let hook = format!(
+        "[[hook]]\non = [\"before\"]\nfor = [\"etc\"]\nrun = [\"sh\", \"-c\", \"touch {}; sleep 1000\"]\n",
+        started.display()
+    );
+    world.configure(&format!("{usual}{hook}"));
+    let mut child = world.command(&["run", "--json"]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    until("the hook runs", || started.exists());
+    send(&child, Signal::TERM);
+    assert_eq!(ended(&mut child).code(), Some(130));
+    let mut told = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut told).unwrap();
+    for (step, outcome) in [("backup", "failed"), ("forget", "skipped"), ("prune", "skipped")] {
+        let is_it = |line: &&str| line.contains(&format!("\"step\":\"{step}\""));
+        let all: Vec<_> = told.lines().filter(is_it).collect();
+        assert!(
+            !all.is_empty() && all.iter().all(|line| line.contains(&format!("\"outcome\":\"{outcome}\""))),
+            "{told}"
+        );
+    }
+    world.configure(usual);
+    world.brackfs(&["run"]).ok();
+    world.brackfs(&["status"]).ok();
+}
+
+#[test]
 fn a_damaged_record_of_runs_is_reported_and_does_no_harm() {
     let world = World::new();
     world.configure("");

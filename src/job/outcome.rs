@@ -83,6 +83,8 @@ pub enum Outcome {
     Partial(String),
     /// It was not wanted now.
     Skipped(String),
+    /// It was not begun, because the run was interrupted or its target is away. Whether it was due is not known.
+    NotBegun(Failed),
     /// It failed, or could not begin because of a failure.
     Failed(Failed),
 }
@@ -165,7 +167,7 @@ impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Outcome::Done(text) | Outcome::Partial(text) | Outcome::Skipped(text) => f.write_str(text),
-            Outcome::Failed(failed) => f.write_str(&failed.message),
+            Outcome::NotBegun(failed) | Outcome::Failed(failed) => f.write_str(&failed.message),
         }
     }
 }
@@ -176,17 +178,17 @@ impl Outcome {
         match self {
             Outcome::Done(_) => Ending::Done,
             Outcome::Partial(_) => Ending::Problems,
-            Outcome::Skipped(_) => Ending::Skipped,
+            Outcome::Skipped(_) | Outcome::NotBegun(_) => Ending::Skipped,
             Outcome::Failed(_) => Ending::Failed,
         }
     }
 
-    /// The kind of its failure; `None` if all is well.
+    /// The kind of its failure, or of the one that kept it from beginning; `None` if all is well.
     pub fn failure(&self) -> Option<FailureKind> {
         match self {
             Outcome::Done(_) | Outcome::Skipped(_) => None,
             Outcome::Partial(_) => Some(FailureKind::Partial),
-            Outcome::Failed(failed) => Some(failed.kind),
+            Outcome::NotBegun(failed) | Outcome::Failed(failed) => Some(failed.kind),
         }
     }
 }

@@ -165,18 +165,25 @@ impl<'a> Run<'a> {
         work: impl FnOnce(&dyn Monitor) -> Result<Outcome, Failed>,
     ) {
         let begun = Instant::now();
-        let outcome = self.attempt(target, work);
+        let outcome = self.attempt(step, target, work);
         self.note(step, source, target, outcome, None, begun);
     }
 
     /// Does the work of a step, unless the run is to stop or the target is away.
-    fn attempt(&mut self, target: Option<&str>, work: impl FnOnce(&dyn Monitor) -> Result<Outcome, Failed>) -> Outcome {
+    fn attempt(
+        &mut self,
+        step: Step,
+        target: Option<&str>,
+        work: impl FnOnce(&dyn Monitor) -> Result<Outcome, Failed>,
+    ) -> Outcome {
         let interrupted = Failed { kind: FailureKind::Interrupted, message: "interrupted before".into() };
-        if self.is_stopped() {
-            return Outcome::Failed(interrupted);
-        }
-        if let Some(away) = target.and_then(|target| self.absence(target)) {
-            return away;
+        let before = match self.is_stopped() {
+            true => Some(interrupted.clone()),
+            false => target.and_then(|target| self.absence(target)),
+        };
+        if let Some(failed) = before {
+            // A backup is always due. Other steps may not be tried again for days, and must not count as failed until then.
+            return if step == Step::Backup { Outcome::Failed(failed) } else { Outcome::NotBegun(failed) };
         }
         let (mut work, mut outcome) = (Some(work), Outcome::Failed(interrupted));
         self.environment.caller.watch(&mut |monitor| {
@@ -190,16 +197,16 @@ impl<'a> Run<'a> {
         outcome
     }
 
-    /// The outcome of a step on a target that did not answer.
-    fn absence(&self, target: &str) -> Option<Outcome> {
+    /// Why a step on a target that did not answer is not begun.
+    fn absence(&self, target: &str) -> Option<Failed> {
         let message = "the target did not answer earlier in this run".to_owned();
         let failed = Failed { kind: FailureKind::Unavailable, message };
-        self.away.iter().any(|away| away == target).then_some(Outcome::Failed(failed))
+        self.away.iter().any(|away| away == target).then_some(failed)
     }
 
     /// Why a target is not used now, if it is not.
     fn target_obstacle(&self, target: &TargetConfig) -> Option<Outcome> {
-        self.absence(&target.name).or_else(|| obstacle(&target.conditions))
+        self.absence(&target.name).map(Outcome::Failed).or_else(|| obstacle(&target.conditions))
     }
 
     fn note(
@@ -251,7 +258,7 @@ impl<'a> Run<'a> {
             let (job, environment) = (self.job, self.environment);
             let (mut is_new, mut counts) = (false, None);
             let begun = Instant::now();
-            let outcome = self.attempt(Some(name), |monitor| {
+            let outcome = self.attempt(Step::Backup, Some(name), |monitor| {
                 // Without hooks and snapshots, a target that can be used by now must wait for the next run.
                 let before = before.filter(|_| !is_begun);
                 if let Some(outcome) = closed.clone().or(before).or_else(|| obstacle(&target.conditions)) {
@@ -424,12 +431,13 @@ impl<'a> Run<'a> {
     fn after(&mut self, source: Option<&str>, first: usize) {
         let rows = self.rows.get(first..).unwrap_or_default();
         let is_backed_up = rows.iter().any(|row| row.step == Step::Backup && matches!(row.outcome, Outcome::Done(_)));
-        let has = |ending| rows.iter().any(|row| row.outcome.ending() == ending);
-        let (word, moment) = match (has(Ending::Failed), has(Ending::Problems)) {
-            (true, _) => ("failure", Some(Moment::Failure)),
-            (false, true) => ("warning", Some(Moment::Warning)),
-            (false, false) if is_backed_up => ("success", Some(Moment::Success)),
-            (false, false) => ("skipped", None),
+        let has_problems = rows.iter().any(|row| row.outcome.ending() == Ending::Problems);
+        let has_failed = |row: &Row| matches!(row.outcome, Outcome::Failed(_) | Outcome::NotBegun(_));
+        let (word, moment) = match rows.iter().any(has_failed) {
+            true => ("failure", Some(Moment::Failure)),
+            false if has_problems => ("warning", Some(Moment::Warning)),
+            false if is_backed_up => ("success", Some(Moment::Success)),
+            false => ("skipped", None),
         };
         let failed = rows.iter().filter(|row| row.outcome.failure().is_some());
         let messages: Vec<_> = failed.map(|row| format!("{}: {}", row.step.name(), row.outcome)).collect();
