@@ -125,7 +125,9 @@ fn the_crate_has_what_a_build_needs_and_no_more() {
 #[test]
 fn the_scripts_of_packages_are_valid() {
     let scripts = ["postinst", "prerm", "postrm"].map(|name| format!("packaging/debian/{name}"));
-    for script in scripts.iter().map(String::as_str).chain(["packaging/cron.daily/brackfs", "scripts/package"]) {
+    for script in
+        scripts.iter().map(String::as_str).chain(["packaging/cron.daily/brackfs", "scripts/package", "scripts/day"])
+    {
         let output = Command::new("shellcheck").arg(project(script)).output().expect("shellcheck");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
     }

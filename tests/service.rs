@@ -256,6 +256,24 @@ fn systemd_is_told_about_the_progress() {
     );
 }
 
+#[test]
+fn a_failed_service_says_that_its_drop_in_is_too_old() {
+    let site = configured();
+    let more = "[source.dump]\ncommand = [\"id\"]\nuser = \"root\"\nfilename = \"id\"\nto = [\"disk\"]\n";
+    let text = fs::read_to_string(config(&site)).unwrap();
+    fs::write(config(&site), format!("{text}{more}")).unwrap();
+    [site.state(), site.repo()].iter().for_each(|folder| give(folder));
+    let run_as_nobody = |invocation: Option<&str>| {
+        let mut command = site.command_as_nobody(&["run"]);
+        command.env("BRACKFS_CONFIG", config(&site)).env("STATE_DIRECTORY", site.state());
+        invocation.map(|id| command.env("INVOCATION_ID", id));
+        run(command).code(1).stderr
+    };
+    let hint = "brackfs.service does not fit the configuration: it does not run as root. source.dump has a command";
+    assert!(run_as_nobody(Some("1")).contains(hint));
+    assert!(!run_as_nobody(None).contains(hint));
+}
+
 /// The units, with this program instead of the installed one.
 fn units(site: &Site, kind: &str) -> PathBuf {
     let folder = site.path().join(kind);
@@ -366,7 +384,9 @@ fn a_drop_in_lets_the_service_make_snapshots_of_file_systems() {
         for line in [
             "# source.all makes snapshots of file systems.",
             "User=root",
-            "CapabilityBoundingSet=CAP_SYS_ADMIN CAP_DAC_OVERRIDE",
+            "CapabilityBoundingSet=CAP_CHOWN CAP_DAC_OVERRIDE",
+            "CapabilityBoundingSet=CAP_SYS_ADMIN",
+            "AmbientCapabilities=CAP_SYS_ADMIN",
             "SystemCallFilter=@mount",
             "PrivateDevices=no",
             "ProtectClock=no",

@@ -96,6 +96,12 @@ fn options_answer_all_questions_and_a_second_run_changes_nothing() {
 fn what_a_failed_setup_left_is_used_by_the_next_one() {
     let site = site();
     site.write("more", "more");
+    // A place that cannot be made leaves no configuration that would be kept.
+    let mut elsewhere = answers(&site);
+    let at = elsewhere.iter().position(|word| word == "--to").unwrap();
+    elsewhere[at + 1] = "/proc/brackfs".to_owned();
+    let failed = setup(&site, &elsewhere).code(1);
+    assert!(failed.stderr.contains("cannot make /proc/brackfs") && !config(&site).exists(), "{failed}");
     fs::create_dir(site.repo()).unwrap();
     fs::write(site.repo().join("in the way"), "").unwrap();
     let failed = setup(&site, &answers(&site)).code(1);
@@ -342,7 +348,8 @@ fn with_systemd_the_service_gets_a_user_and_the_timer_is_enabled() {
     let unit = |name: &str| fs::read_to_string(machine.unit(name)).unwrap();
     assert!(unit("brackfs.service").contains(&format!("ExecStart={} run", site.program_for_everyone().display())));
     assert!(unit("brackfs.service.d/config.conf").contains(&format!("ReadWritePaths=-{}", site.repo().display())));
-    assert!(unit("brackfs.timer.d/when.conf").contains("OnCalendar=\nOnCalendar=Mon..Fri 12:30\n"));
+    let times = "[Timer]\nOnCalendar=\nOnCalendar=Mon..Fri 12:30\nRandomizedDelaySec=0\n";
+    assert_eq!(unit("brackfs.timer.d/when.conf"), times);
     assert!(unit("brackfs.timer").contains("Persistent=true") && unit("brackfs-failed@.service").contains("sendmail"));
     let log = machine.told();
     assert!(log.contains("daemon-reload\nenable --now brackfs.timer\n"), "{log}");
@@ -354,6 +361,43 @@ fn with_systemd_the_service_gets_a_user_and_the_timer_is_enabled() {
     assert!(!again.stderr.contains("chown") && !again.stderr.contains("config.conf"), "{again}");
     let log = machine.told();
     assert_eq!(log.matches("enable --now").count(), 1, "{log}");
+}
+
+#[test]
+fn the_service_follows_the_configuration_when_the_timer_is_enabled_already() {
+    let site = site();
+    let machine = Machine::new(&site);
+    machine.root(&answers(&site)).ok();
+    let drop_in = machine.unit("brackfs.service.d/config.conf");
+    let written = "to do: write /etc/systemd/system/brackfs.service.d/config.conf";
+    let again = ["setup".to_owned(), "--yes".to_owned()];
+    let text = fs::read_to_string(&drop_in).unwrap();
+    fs::remove_file(&drop_in).unwrap();
+    let run = machine.root(&again).ok();
+    assert!(run.stderr.contains(written) && run.stderr.contains("kept: the timer"), "{run}");
+    assert_eq!(fs::read_to_string(&drop_in).unwrap(), text);
+    assert!(machine.told().ends_with("daemon-reload\n"), "{}", machine.told());
+    // Now the service must run as root, which then owns the state.
+    let config = machine.path("etc-copy/brackfs/config.toml");
+    let configured = fs::read_to_string(&config).unwrap();
+    fs::write(&config, configured.replace("[source.system]", "[source.system]\nsnapshot = \"auto\"")).unwrap();
+    let owner = || fs::metadata(machine.path("lib/brackfs/journal.sqlite")).unwrap().uid();
+    assert_ne!(owner(), 0);
+    let run = machine.root(&again).ok();
+    assert!(
+        run.stderr.contains(written) && run.stderr.contains("to do: give /var/lib/brackfs to the user root"),
+        "{run}"
+    );
+    assert!(fs::read_to_string(&drop_in).unwrap().contains("User=root") && owner() == 0);
+    let told = machine.told();
+    assert!(told.ends_with("daemon-reload\n") && told.matches("enable --now").count() == 1, "{told}");
+    // A drop-in that a person wrote stays.
+    fs::write(&config, &configured).unwrap();
+    fs::write(&drop_in, "[Service]\nNice=5\n").unwrap();
+    let run = machine.root(&again).ok();
+    assert!(run.stderr.contains("config.conf, which setup would write differently"), "{run}");
+    assert_eq!(fs::read_to_string(&drop_in).unwrap(), "[Service]\nNice=5\n");
+    assert_ne!(owner(), 0);
 }
 
 #[test]
@@ -373,8 +417,8 @@ fn times_are_told_only_if_they_are_in_force() {
     let kept = format!("kept: {folder}/brackfs.service.d/config.conf");
     // What setup wrote is replaced.
     let own = |event: &str| format!("[Timer]\nOnCalendar=\nOnCalendar={event}\n");
-    fs::write(drop_ins.join("when.conf"), own("weekly")).unwrap();
-    for when in ["daily", "hourly"] {
+    for (before, when) in [(own("weekly"), "daily"), (own("*:0/10") + "RandomizedDelaySec=0\n", "hourly")] {
+        fs::write(drop_ins.join("when.conf"), before).unwrap();
         let told = plan(when);
         assert!(told.contains(&format!("enable brackfs.timer ({when})")) && told.contains(&kept), "{told}");
     }

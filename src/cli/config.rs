@@ -79,11 +79,11 @@ pub(super) struct ShowArgs {
 ///
 /// The service may write only to its state and its cache. The drop-in lets it write to the repositories on this machine's disks,
 /// waits for the mounts that targets require, and hands over the credentials that the configuration names. Print it again after a
-/// change of targets.
+/// change of the configuration, or run `brackfs setup`, which does the same.
 ///
 /// The service runs as the user brackfs, which may read all files. The drop-in has User=root if a source's command runs as
-/// another user, if a source has snapshots of file systems, or if the login of a server is in root's home directory. For
-/// snapshots, it also gives the service the rights that they need.
+/// another user, if a source has snapshots of file systems, or if the login of a server is in root's home directory. It then also
+/// gives the service the rights that it needs for snapshots, and for repositories that belong to the user brackfs.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -16,7 +16,7 @@ use super::record;
 use super::repository_arg::{ResolvedRepository, Use};
 use super::show;
 use super::signals::stop_on_signals;
-use super::systemd;
+use super::{systemd, unit};
 use crate::config::{SourceConfig, TargetConfig};
 use crate::job::{Caller, Counts, Environment, Failed, Job, Journal, Outcome, Row, Step, ping, worst};
 use crate::monitor::{Monitor, count};
@@ -206,6 +206,9 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     } else if code != 0 || global.shows_summary(args.dry_run) {
         lines(&rows).iter().for_each(output::message);
     }
+    if let Some(why) = worst.and_then(|_| unit::shortcoming(&config)) {
+        monitor.note(&why);
+    }
     systemd::set_status(&in_one_line(&rows, begun.elapsed()));
     exit::of_steps(worst)
 }
@@ -215,7 +218,7 @@ fn report_to_journal(rows: &[Row], duration: Duration, quiet: bool) {
     for (row, line) in rows.iter().zip(lines(rows)) {
         match row.outcome {
             Outcome::Failed(_) => output::error(line),
-            Outcome::Partial(_) => output::warning(line),
+            Outcome::Partial(_) | Outcome::NotBegun(_) => output::warning(line),
             Outcome::Done(_) | Outcome::Skipped(_) => {}
         }
     }

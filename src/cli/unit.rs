@@ -5,20 +5,24 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use rustix::fs::{StatVfsMountFlags, statvfs};
+use rustix::process::geteuid;
 
 use crate::config::{Conditions, Config, Missing, Secret, SnapshotKind, SourceConfig, TargetConfig};
 use crate::job::snapshot_tops;
-use crate::storage::LocationKind;
 
 /// The configuration that the service reads.
 pub(super) const CONFIG: &str = "/etc/brackfs/config.toml";
 
+/// The beginning of a drop-in that this program wrote.
+const WRITTEN: &str = "# Written by `brackfs ";
 /// Where LVM writes when it makes a snapshot.
 const LVM: [&str; 3] = ["/etc/lvm", "/run/lock/lvm", "/run/lvm"];
 
 /// The drop-in for a configuration in this file.
 pub(super) fn drop_in(config: &Config, file: &Path) -> String {
-    let mut text = String::from("# Written by `brackfs config unit`.\n");
+    let mut text =
+        format!("{WRITTEN}config unit`; setup replaces it. For other settings: systemctl edit brackfs.service\n");
     // Writing to a string cannot fail.
     let mut line = |line: &str| _ = writeln!(text, "{line}");
     let conditions = || {
@@ -39,19 +43,20 @@ pub(super) fn drop_in(config: &Config, file: &Path) -> String {
     }
     if needs_root(config).next().is_some() {
         line("User=root");
+        // It may share repositories with the user of the service before, and must give its new files to their owner.
+        line("CapabilityBoundingSet=CAP_CHOWN CAP_DAC_OVERRIDE");
+        // systemd 257 takes CAP_SETUID and CAP_SYS_ADMIN from root with NoNewPrivileges= and system call filters, unless they are
+        // ambient. The kernel clears ambient ones when a command changes to another user.
         if config.sources.iter().any(has_user) {
-            line("AmbientCapabilities=\nCapabilityBoundingSet=CAP_SETUID CAP_SETGID CAP_AUDIT_WRITE");
+            line("CapabilityBoundingSet=CAP_SETUID CAP_SETGID CAP_AUDIT_WRITE\nAmbientCapabilities=CAP_SETUID");
         }
     }
     if config.sources.iter().any(has_snapshot) {
-        line("CapabilityBoundingSet=CAP_SYS_ADMIN CAP_DAC_OVERRIDE\nSystemCallFilter=@mount");
+        line("CapabilityBoundingSet=CAP_SYS_ADMIN\nAmbientCapabilities=CAP_SYS_ADMIN\nSystemCallFilter=@mount");
         // ProtectClock= allows only the devices that it lists.
         line("PrivateDevices=no\nProtectClock=no");
     }
-    let local = config.targets.iter().filter_map(|target| match target.location.kind() {
-        LocationKind::Directory(path) => Some(path.as_path()),
-        _ => None,
-    });
+    let local = local_targets(config);
     let metrics = config.report.metrics.iter().filter_map(|file| file.parent());
     let of_snapshots = snapshot_folders(config);
     let writable: BTreeSet<_> = local.chain(metrics).chain(of_snapshots.iter().map(PathBuf::as_path)).collect();
@@ -85,7 +90,12 @@ fn snapshot_folders(config: &Config) -> BTreeSet<PathBuf> {
 /// The drop-in of a user's service for a configuration in this file.
 pub(super) fn user_drop_in(file: &Path) -> String {
     let [condition, environment] = elsewhere(file);
-    format!("# Written by `brackfs setup`.\n\n[Unit]\n{condition}\n\n[Service]\n{environment}\n")
+    format!("{WRITTEN}setup`, which replaces it.\n\n[Unit]\n{condition}\n\n[Service]\n{environment}\n")
+}
+
+/// Whether this program wrote a drop-in, rather than a person.
+pub(super) fn is_written(text: &str) -> bool {
+    text.starts_with(WRITTEN)
 }
 
 /// The lines of `[Unit]` and `[Service]` for a configuration in another file.
@@ -108,13 +118,39 @@ pub(super) fn program(path: &Path) -> Result<String> {
 
 /// Why the service must run as root.
 pub(super) fn needs_root(config: &Config) -> impl Iterator<Item = String> {
+    let servers = config.targets.iter().filter(|target| has_login_at_home(target));
+    let servers = servers.map(|target| format!("The login of target.{} is in root's home directory.", target.name));
+    sources_need_root(config).chain(servers)
+}
+
+/// The sources that only root can back up.
+fn sources_need_root(config: &Config) -> impl Iterator<Item = String> {
     let commands = config.sources.iter().filter(|source| has_user(source));
     let commands = commands.map(|source| format!("source.{} has a command of another user.", source.name));
     let snapshots = config.sources.iter().filter(|source| has_snapshot(source));
     let snapshots = snapshots.map(|source| format!("source.{} makes snapshots of file systems.", source.name));
-    let servers = config.targets.iter().filter(|target| has_login_at_home(target));
-    let servers = servers.map(|target| format!("The login of target.{} is in root's home directory.", target.name));
-    commands.chain(snapshots).chain(servers)
+    commands.chain(snapshots)
+}
+
+/// Returns what this process may not do although the configuration needs it, if it is the service: its drop-in is too old then.
+pub(super) fn shortcoming(config: &Config) -> Option<String> {
+    // systemd sets both for the service of the system.
+    if ["INVOCATION_ID", "STATE_DIRECTORY"].iter().any(|name| std::env::var_os(name).is_none()) {
+        return None;
+    }
+    let needs_root = sources_need_root(config).next().filter(|_| !geteuid().is_root());
+    let is_read_only =
+        |path: &&Path| statvfs(*path).is_ok_and(|found| found.f_flag.contains(StatVfsMountFlags::RDONLY));
+    let found = needs_root.map(|why| format!("it does not run as root. {why}")).or_else(|| {
+        let path = local_targets(config).find(is_read_only)?;
+        Some(format!("it may not write to {}.", path.display()))
+    })?;
+    Some(format!("brackfs.service does not fit the configuration: {found} Run `brackfs setup` to renew its drop-in"))
+}
+
+/// The repositories on this machine's disks.
+fn local_targets(config: &Config) -> impl Iterator<Item = &Path> {
+    config.targets.iter().filter_map(|target| target.location.directory())
 }
 
 /// Whether a source has a command that another user runs, which only root can do.

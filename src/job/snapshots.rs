@@ -234,7 +234,8 @@ fn check_owner(state: &Path) -> Result<(), Failed> {
     let records = state.join(RECORDS);
     for (folder, found) in [(state, state.metadata()), (&records, records.symlink_metadata())] {
         if found.is_ok_and(|found| found.uid() != rustix::process::geteuid().as_raw()) {
-            let why = "belongs to another user, so no snapshots of file systems are made or removed";
+            let why = "belongs to another user, so no snapshots of file systems are made or removed; `brackfs setup` gives it \
+                       to the user of the service";
             return Err(Failed::new(format!("{} {why}", folder.display())));
         }
     }
@@ -271,18 +272,17 @@ pub fn snapshot_tops(wanted: &FileSystemSnapshot, paths: &[PathBuf]) -> Vec<(Sna
 
 /// Removes the snapshots of runs that were killed.
 pub(super) fn remove_leftovers(state: &Path, note: &dyn Fn(&str)) {
-    if !state.join(RECORDS).exists() {
+    let entries = fs::read_dir(state.join(RECORDS)).into_iter().flatten().flatten().map(|entry| entry.path());
+    let is_record = |path: &PathBuf| path.extension() == Some(OsStr::new(&RECORD[1..]));
+    let records: Vec<_> = entries.filter(is_record).collect();
+    if records.is_empty() {
         return;
     }
     if let Err(failed) = check_owner(state) {
         note(&failed.message);
         return;
     }
-    let entries = fs::read_dir(state.join(RECORDS)).into_iter().flatten().flatten();
-    for record in entries.map(|entry| entry.path()) {
-        if record.extension() != Some(OsStr::new(&RECORD[1..])) {
-            continue;
-        }
+    for record in records {
         let Ok(file) = File::open(&record) else { continue };
         if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
             continue;

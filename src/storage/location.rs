@@ -51,6 +51,14 @@ impl Location {
         &self.kind
     }
 
+    /// The directory, if the target is on this machine.
+    pub fn directory(&self) -> Option<&Path> {
+        match &self.kind {
+            LocationKind::Directory(path) => Some(path),
+            _ => None,
+        }
+    }
+
     /// The same location with other options for a target on another machine.
     #[must_use]
     pub fn with_remote(self, remote: Remote) -> Self {

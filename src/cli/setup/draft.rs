@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::statvfs;
 use rustix::process::geteuid;
 
-use crate::storage::{Location, LocationKind};
+use crate::storage::Location;
 use crate::sys::mountinfo::{self, MountInfo};
 
 /// Types of file systems that are fit for a repository.
@@ -79,10 +79,7 @@ impl Draft {
 
     /// The directory of the repository, if it is on this machine.
     fn local(&self) -> Option<PathBuf> {
-        match self.repository.parse::<Location>().ok()?.kind() {
-            LocationKind::Directory(path) => Some(path.clone()),
-            _ => None,
-        }
+        Some(self.repository.parse::<Location>().ok()?.directory()?.to_owned())
     }
 }
 
@@ -117,10 +114,7 @@ pub(super) fn checked_repository(text: &str) -> Result<String, String> {
         return Err("write a directory or a URL".into());
     }
     let location: Location = text.parse().map_err(|error: crate::storage::LocationError| error.to_string())?;
-    match location.kind() {
-        LocationKind::Directory(path) => absolute(path),
-        _ => Ok(text.to_owned()),
-    }
+    location.directory().map_or_else(|| Ok(text.to_owned()), absolute)
 }
 
 /// The absolute path as text.

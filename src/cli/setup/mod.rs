@@ -40,7 +40,6 @@ use crate::crypt::{Certificate, Passphrase};
 use crate::init::{Owner, init};
 use crate::monitor::Monitor;
 use crate::state::{RepositoryState, create_folder};
-use crate::storage::LocationKind;
 use crate::sys::durable::{IfExists, write_file};
 
 /// The user of the service.
@@ -56,7 +55,8 @@ const USER: &str = "brackfs";
 /// Elsewhere it prints a line for cron. At the end it prints what to keep for a restore.
 ///
 /// What is there already is kept: a configuration, a repository that this machine writes to, an enabled timer, a backup. So after a
-/// failure, run setup again. To change the configuration later, edit it.
+/// failure, run setup again. To change the configuration later, edit it, and run setup again: it makes new repositories, renews the
+/// drop-in of the service, and makes the first backups of new sources.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -141,7 +141,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         }
         plan.prepare()?;
         plan.make_repositories(key.as_ref(), global)?;
-        if plan.schedule.is_some() {
+        if plan.schedule.is_some() || plan.timer.is_enabled() {
             plan.timer.set(&plan.files)?;
         }
         if !plan.sources.is_empty() {
@@ -232,7 +232,10 @@ impl Plan {
                 None => format!("enable brackfs.timer ({schedule})"),
                 Some(file) => format!("enable brackfs.timer with the times in {}", file.display()),
             }),
-            (_, true) => kept.push("the timer brackfs.timer".to_owned()),
+            (_, true) => {
+                kept.push("the timer brackfs.timer".to_owned());
+                steps.extend(self.files.new.iter().map(|(path, _)| format!("write {}", path.display())));
+            }
             _ => {}
         }
         kept.extend(
@@ -242,8 +245,8 @@ impl Plan {
             [] => kept.push("the backups made so far".to_owned()),
             sources => steps.push(format!("make the first backup of {}", sources.join(", "))),
         }
-        if self.must_give_state() {
-            steps.insert(0, format!("give {} to the user {USER}", self.state.display()));
+        if let Some(user) = self.new_owner_of_state() {
+            steps.insert(0, format!("give {} to the user {user}", self.state.display()));
         }
         if let Some(user) = self.user()
             && !steps.is_empty()
@@ -258,33 +261,28 @@ impl Plan {
     fn warnings(&self) -> Vec<String> {
         let device = |path: &Path| path.ancestors().find_map(|path| Some(fs::metadata(path).ok()?.dev()));
         let paths = || self.config.sources.iter().flat_map(|source| &source.options.selection.paths);
-        let same = self.new.iter().filter_map(|target| match target.location.kind() {
-            LocationKind::Directory(repository) => {
-                let path = paths().find(|path| device(path).is_some_and(|it| Some(it) == device(repository)))?;
-                Some(format!(
-                    "{} is on the same disk as {}: if it breaks, both are lost",
-                    repository.display(),
-                    path.display()
-                ))
-            }
-            _ => None,
+        let same = self.new.iter().filter_map(|target| {
+            let repository = target.location.directory()?;
+            let path = paths().find(|path| device(path).is_some_and(|it| Some(it) == device(repository)))?;
+            let (repository, path) = (repository.display(), path.display());
+            Some(format!("{repository} is on the same disk as {path}: if it breaks, both are lost"))
         });
         let root = unit::needs_root(&self.config).filter(|_| self.timer.is_system());
         let root = root.map(|why| format!("the service runs as root: {why}"));
         let kept = self.config.targets.iter().filter(|target| !self.new.iter().any(|new| new.name == target.name));
-        let foreign = kept.filter_map(|target| match target.location.kind() {
-            LocationKind::Directory(folder) if self.user().is_some_and(|user| is_foreign(folder, user)) => {
-                let command = format!("chown -R {USER}: {}", page::quoted(&folder.to_string_lossy()));
-                Some(format!("the user {USER} of the service does not own {}; run: {command}", folder.display()))
-            }
-            _ => None,
+        let foreign = kept.filter_map(|target| {
+            let folder =
+                target.location.directory().filter(|it| self.user().is_some_and(|user| is_foreign(it, user)))?;
+            let command = format!("chown -R {USER}: {}", page::quoted(&folder.to_string_lossy()));
+            Some(format!("the user {USER} of the service does not own {}; run: {command}", folder.display()))
         });
         same.chain(root).chain(foreign).collect()
     }
 
-    /// Whether the state directory has files that the user of the service does not own.
-    fn must_give_state(&self) -> bool {
-        self.user().is_some_and(|user| is_foreign(&self.state, user))
+    /// The user of the service, if it does not own all of the state directory.
+    fn new_owner_of_state(&self) -> Option<&'static str> {
+        let user = if self.timer.is_system() { self.user().unwrap_or("root") } else { return None };
+        is_foreign(&self.state, user).then_some(user)
     }
 
     /// The key of the new repositories, if there are any.
@@ -302,14 +300,18 @@ impl Plan {
         is_for_user.then_some(USER)
     }
 
-    /// Makes the user, gives it the state directory, and writes the configuration.
+    /// Makes the user and the directories of new repositories, gives it the state directory, and writes the configuration.
     fn prepare(&self) -> Result<()> {
         let owner = self.user().map(timer::make_user).transpose()?;
         if owner.is_some() {
             create_folder(&self.state).with_context(|| format!("cannot make {}", self.state.display()))?;
         }
-        if self.must_give_state() {
-            give_all(&self.state, USER)?;
+        if let Some(user) = self.new_owner_of_state() {
+            give_all(&self.state, user)?;
+        }
+        // First, since a configuration with a wrong place would be kept.
+        for folder in self.new.iter().filter_map(|target| target.location.directory()) {
+            fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         }
         let Some(text) = &self.text else { return Ok(()) };
         let failed = || format!("cannot write {}", self.file.display());
@@ -344,8 +346,7 @@ impl Plan {
             }
         };
         for target in &self.new {
-            if let LocationKind::Directory(folder) = target.location.kind() {
-                fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+            if let Some(folder) = target.location.directory() {
                 give(folder)?;
             }
             let location = ResolvedRepository::of(target, global).location;

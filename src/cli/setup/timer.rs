@@ -44,6 +44,8 @@ const SYSUSERS: &str = include_str!("../../../packaging/sysusers.d/brackfs.conf"
 const TIMES: &str = "when.conf";
 /// Its text up to the event. The first line resets the times of the unit.
 const TIMES_BEGIN: &str = "[Timer]\nOnCalendar=\nOnCalendar=";
+/// The line of the drop-in without which the timer waits for up to an hour after each of its times.
+const EXACT: &str = "RandomizedDelaySec=0\n";
 /// The program in the packaged units.
 const PROGRAM: &str = "/usr/bin/brackfs";
 
@@ -146,15 +148,15 @@ impl Timer {
             false => (standard_config().as_deref() != Some(file)).then(|| unit::user_drop_in(file)),
         };
         if let Some(text) = of_service {
-            files.add(folder.join("brackfs.service.d/config.conf"), text)?;
+            files.add_drop_in(folder.join("brackfs.service.d/config.conf"), text)?;
         }
         files.add_times(&folder, schedule)?;
         Ok(files)
     }
 
-    /// Writes the files, and enables the timer.
+    /// Writes the files, and enables the timer unless it is enabled.
     pub(super) fn set(&self, files: &Files) -> Result<()> {
-        if !self.has_systemd {
+        if !self.has_systemd || self.is_enabled && files.new.is_empty() {
             return Ok(());
         }
         for (path, text) in &files.new {
@@ -162,7 +164,8 @@ impl Timer {
             path.parent().map_or(Ok(()), fs::create_dir_all).with_context(failed)?;
             write_file(path, text.as_bytes(), 0o644, IfExists::Replace).with_context(failed)?;
         }
-        for arguments in [&["daemon-reload"][..], &["enable", "--now", "brackfs.timer"]] {
+        let enable = (!self.is_enabled).then_some(&["enable", "--now", "brackfs.timer"][..]);
+        for arguments in [&["daemon-reload"][..]].into_iter().chain(enable) {
             let words = format!("systemctl {}", arguments.join(" "));
             let status = self.systemctl(arguments).status().with_context(|| format!("cannot run {words}"))?;
             anyhow::ensure!(status.success(), "{words} failed ({status})");
@@ -191,7 +194,7 @@ impl Timer {
 #[derive(Debug, Default)]
 pub(super) struct Files {
     /// Those to be written, and their texts.
-    new: Vec<(PathBuf, String)>,
+    pub(super) new: Vec<(PathBuf, String)>,
     /// Those that stay as they are, though setup would write another text.
     pub(super) kept: Vec<PathBuf>,
     /// A file that setup does not write, with times at which the timer starts the service.
@@ -205,6 +208,16 @@ impl Files {
             None => self.new.push((path, text)),
             Some(there) if there != text => self.kept.push(path),
             Some(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Wants the drop-in of the service. An existing one stays, unless this program wrote it for another configuration.
+    fn add_drop_in(&mut self, path: PathBuf, text: String) -> Result<()> {
+        match read(&path)? {
+            Some(there) if there == text => {}
+            Some(there) if !unit::is_written(&there) => self.kept.push(path),
+            _ => self.new.push((path, text)),
         }
         Ok(())
     }
@@ -245,15 +258,16 @@ impl Files {
     }
 }
 
-/// A drop-in with the times of an event.
+/// A drop-in with the times of an event. If they are more than a word for a day or longer, they are kept to the minute.
 fn times(event: &str) -> String {
-    format!("{TIMES_BEGIN}{}\n", event.replace('%', "%%"))
+    let exact = if ["daily", "weekly", "monthly"].contains(&event) { "" } else { EXACT };
+    format!("{TIMES_BEGIN}{}\n{exact}", event.replace('%', "%%"))
 }
 
 /// Whether a drop-in has only the times of an event, so setup wrote it.
 fn is_times(text: &str) -> bool {
-    let event = text.strip_prefix(TIMES_BEGIN).and_then(|rest| rest.strip_suffix('\n'));
-    event.is_some_and(|event| !event.contains('\n'))
+    let event = text.strip_prefix(TIMES_BEGIN).map(|rest| rest.strip_suffix(EXACT).unwrap_or(rest));
+    event.and_then(|event| event.strip_suffix('\n')).is_some_and(|event| !event.contains('\n'))
 }
 
 /// The text of a file, if there is one.
