@@ -1,7 +1,7 @@
 //! Reports of engines to their callers: problems, notes and progress. Engines never print.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 /// The fixed cost of a file (lookup, open, metadata), in bytes of a large file that take as long.
@@ -66,12 +66,24 @@ pub fn count(number: u64, one: &str, many: &str) -> String {
 #[derive(Debug, Default)]
 pub struct Progress {
     files: AtomicU64,
-    of_packs: AtomicBool,
+    unit: Mutex<Unit>,
     bytes: AtomicU64,
     read_bytes: AtomicU64,
     stored_bytes: AtomicU64,
     total: Mutex<Option<Total>>,
     path: Mutex<PathBuf>,
+}
+
+/// What the counter of files counts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Unit {
+    /// Files.
+    #[default]
+    Files,
+    /// Packs of the repository.
+    Packs,
+    /// Chunks of files and trees. Their bytes are not counted.
+    Chunks,
 }
 
 /// The total work of a run.
@@ -90,8 +102,8 @@ pub struct Total {
 pub struct ProgressSnapshot {
     /// The number of finished files.
     pub files: u64,
-    /// Whether the files are packs of the repository.
-    pub of_packs: bool,
+    /// What the files are.
+    pub unit: Unit,
     /// Bytes of finished files and parts of files, including unchanged ones that were not read.
     pub bytes: u64,
     /// Bytes that were read.
@@ -110,9 +122,9 @@ impl Progress {
         self.files.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Sets that the files are packs of the repository.
-    pub fn of_packs(&self) {
-        self.of_packs.store(true, Ordering::Relaxed);
+    /// Sets what is counted as files.
+    pub fn count(&self, unit: Unit) {
+        *self.unit.lock().unwrap_or_else(PoisonError::into_inner) = unit;
     }
 
     /// Counts finished bytes of files.
@@ -151,7 +163,7 @@ impl Progress {
         let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
         ProgressSnapshot {
             files: get(&self.files),
-            of_packs: self.of_packs.load(Ordering::Relaxed),
+            unit: *self.unit.lock().unwrap_or_else(PoisonError::into_inner),
             bytes: get(&self.bytes),
             read_bytes: get(&self.read_bytes),
             stored_bytes: get(&self.stored_bytes),

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! <state>/journal.sqlite                       the steps of configured runs
+//! <state>/running                              locked by these steps while they run: a byte for each
 //! <state>/snapshots/                           records of snapshots of file systems, and where LVM's are mounted
 //! <state>/<repository id>/host.key             the host key of this machine (hosts only)
 //! <state>/<repository id>/host.key.new         the host key of an unfinished adoption

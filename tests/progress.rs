@@ -270,7 +270,7 @@ fn the_first_backup_counts_ahead() {
     let repository = Repository::open(&site.repo().as_path().into()).unwrap();
     let monitor = Patient::default();
     let stop = AtomicBool::new(false);
-    let summary = back_up(&repository, &site.state(), &options, &monitor, &stop).unwrap();
+    let summary = back_up(&repository, &site.state(), &options, |_| (), &monitor, &stop).unwrap();
     assert_eq!(summary.files, DIRECTORIES);
     let expected = Total { files: DIRECTORIES, bytes: 4 * DIRECTORIES, estimated: true };
     assert_eq!(monitor.total.get(), Some(&Some(expected)));
@@ -360,4 +360,40 @@ fn a_quiet_run_prints_nothing_on_a_terminal() {
         read_until(&mut screen, &mut seen, "");
         assert_eq!(String::from_utf8_lossy(&seen), "");
     }
+}
+
+#[test]
+fn a_check_of_the_structure_knows_how_much_is_done() {
+    let site = Site::new();
+    for directory in 0..40 {
+        for file in 0..50 {
+            let name: String =
+                noise(&format!("{directory}/{file}"), 90).iter().map(|byte| format!("{byte:02x}")).collect();
+            site.write(&format!("{directory}/{name}"), format!("{directory} {file}"));
+        }
+    }
+    site.init();
+    site.backup(&[]).ok();
+    // Of the second snapshot, only the changed directory is checked.
+    site.write("0/new", "new");
+    site.backup(&[]).ok();
+    let mut command = site.command(&["check", "--json", "--limit-download", "60KiB"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines().map(|line| json(&line.unwrap()));
+    let (mut parts, mut is_asked) = (Vec::new(), false);
+    for line in lines.filter(|line| line["message_type"] == "status") {
+        parts.push(line["percent_done"].as_f64());
+        if line["seconds_remaining"].as_u64().is_some() && !is_asked {
+            rustix::process::kill_process(Pid::from_child(&child), Signal::USR1).unwrap();
+            is_asked = true;
+        }
+    }
+    let run = child.wait_with_output().unwrap();
+    assert!(run.status.success() && is_asked, "{run:?} {parts:?}");
+    let known: Vec<_> = parts.iter().copied().skip_while(Option::is_none).collect();
+    // It is not known until the indexes are read.
+    assert!(known.len() > 2 && known.iter().all(Option::is_some) && known.is_sorted(), "{parts:?}");
+    assert!(known.iter().flatten().any(|part| (0.1..0.9).contains(part)), "{parts:?}");
+    let answer = json(String::from_utf8(run.stderr).unwrap().lines().next().unwrap());
+    assert_eq!((&answer["message_type"], answer["percent_done"].is_f64()), (&"status".into(), true), "{answer}");
 }

@@ -7,8 +7,9 @@ mod common;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
+use common::wait::until;
 use common::{Run, Site, run};
 use rusqlite::Connection;
 use serde_json::Value;
@@ -206,6 +207,75 @@ fn commands_by_hand_are_recorded_if_they_name_what_is_configured() {
     }
     machine.brackfs(&["check", "@nas"]).code(1);
     assert_eq!(machine.status(2)["targets"][0]["last_check"]["outcome"], "failed");
+}
+
+/// Starts a command, and kills it once its steps are in the record.
+fn kill(machine: &Machine, arguments: &[&str], steps: i64) {
+    let started = || {
+        let db = Connection::open(machine.site.state().join("journal.sqlite")).unwrap();
+        let count = "SELECT count(*) FROM steps WHERE outcome = 'started'";
+        db.query_row(count, [], |row| row.get::<_, i64>(0)).unwrap_or(0)
+    };
+    let mut command = machine.command(arguments);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    until("the steps are in the record", || started() == steps);
+    // They are running.
+    let states = machine.states(0);
+    assert_eq!(states, ["etc ok", "home ok"]);
+    assert_eq!(started(), steps);
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn killed_steps_are_interrupted() {
+    let machine = Machine::new();
+    machine.brackfs(&["run"]).ok();
+    // It waits for standard input.
+    kill(&machine, &["backup", "@nas", "--source", "home", "--stdin-filename", "x"], 1);
+    let status = machine.status(2);
+    let home = &status["backups"][1];
+    assert_eq!((&home["state"], &home["last_try"]["outcome"]), (&"FAILED".into(), &"failed".into()));
+    let message = "interrupted: it was killed, or the machine stopped";
+    assert_eq!(home["last_try"]["message"], message);
+    let shown = machine.brackfs(&["status"]).code(2);
+    assert!(shown.stdout.contains(&format!("failed just now: {message}")), "{shown}");
+    machine.brackfs(&["run"]).ok();
+    assert_eq!(machine.states(0), ["etc ok", "home ok"]);
+    // The second hook runs when one source is backed up and the other is not.
+    machine.configure("[[hook]]\non = [\"before\"]\nfor = [\"home\"]\nrun = [\"sleep\", \"1000\"]\n");
+    kill(&machine, &["run"], 1);
+    assert_eq!(machine.states(2), ["etc ok", "home FAILED"]);
+    machine.configure("");
+    machine.brackfs(&["run"]).ok();
+    machine.configure("[[hook]]\non = [\"before\"]\nrun = [\"sleep\", \"1000\"]\n");
+    kill(&machine, &["run"], 2);
+    let metrics = machine.brackfs(&["status", "--format", "prom"]).code(2).stdout;
+    for source in ["etc", "home"] {
+        let failed = format!("brackfs_last_run_failed{{step=\"backup\",source=\"{source}\",target=\"nas\"}} 1\n");
+        assert!(metrics.contains(&failed), "{metrics}");
+    }
+    assert_eq!(machine.states(2), ["etc FAILED", "home FAILED"]);
+}
+
+#[test]
+fn failures_by_hand_are_recorded_unless_the_command_could_not_begin() {
+    let machine = Machine::new();
+    machine.brackfs(&["run"]).ok();
+    let home = machine.path("source/home").display().to_string();
+    let backup = ["backup", "@nas", &home, "--source", "home"];
+    // A wrong argument, and a repository that is not there, say nothing about the backups.
+    machine.brackfs(&[&backup[..], &["--stdin-filename", "x"]].concat()).code(2);
+    fs::rename(machine.path("nas"), machine.path("gone")).unwrap();
+    machine.brackfs(&backup).code(10);
+    assert_eq!(machine.states(0), ["etc ok", "home ok"]);
+    fs::rename(machine.path("gone"), machine.path("nas")).unwrap();
+    let begun = machine.recorded("backup");
+    machine.brackfs(&["backup", "@nas", "--source", "home", "--stdin-filename", "x"]).code(1);
+    assert_eq!(machine.recorded("backup"), begun + 1);
+    assert_eq!(machine.states(2), ["etc ok", "home FAILED"]);
+    machine.brackfs(&backup).ok();
+    assert_eq!(machine.states(0), ["etc ok", "home ok"]);
 }
 
 #[test]

@@ -906,7 +906,7 @@ impl MemorySite {
     fn back_up(&self, repository: &Repository) -> Result<(), brackfs::backup::Error> {
         let selection = Selection { paths: vec![self.site.source()], ..Selection::default() };
         let options = Options { selection, ..Options::default() };
-        let summary = back_up(repository, &self.site.state(), &options, &Silent, &AtomicBool::new(false))?;
+        let summary = back_up(repository, &self.site.state(), &options, |_| (), &Silent, &AtomicBool::new(false))?;
         assert_eq!(summary.problems, 0);
         Ok(())
     }
@@ -1112,7 +1112,7 @@ fn a_target_that_goes_away_is_never_taken_for_a_damaged_one() {
                 let selection = Selection { paths: vec![remote.site.source()], ..Selection::default() };
                 let policy = RunPolicy { recheck: u64::MAX, wait_lock: STARTING, ..RunPolicy::default() };
                 let options = Options { selection, policy, ..Options::default() };
-                let summary = back_up(&repository, &remote.site.state(), &options, problems, &stop);
+                let summary = back_up(&repository, &remote.site.state(), &options, |_| (), problems, &stop);
                 assert_eq!(summary.map_err(|error| error.kind())?.problems, 0);
                 Ok(())
             }),

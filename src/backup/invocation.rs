@@ -45,17 +45,20 @@ use crate::session::{self, Checks, LOOK_AGAIN, Mend, Priority, Publisher, Sessio
 use crate::source::{Chunker, Inode, MountTable, now};
 use crate::state::{Lock, RepositoryState};
 
-/// Makes a backup, or a dry run of one. `state` is the machine's state directory. The run ends early when `stop` is set.
+/// Makes a backup, or a dry run of one. `state` is the machine's state directory. `begins` receives the name of the source,
+/// unless an argument is wrong. The run ends early when `stop` is set.
 pub fn back_up(
     repository: &Repository,
     state: &Path,
     options: &Options,
+    begins: impl FnOnce(&str),
     monitor: &dyn Monitor,
     stop: &AtomicBool,
 ) -> Result<Summary, Error> {
     with_calls(monitor, stop, |calls| {
         let local = repository.target().local_path();
         let invocation = Invocation::new(local.as_deref(), state, options, Watch { monitor, stop, calls })?;
+        begins(&invocation.scope.name);
         invocation.make(repository)
     })
 }
@@ -66,12 +69,14 @@ pub fn back_up_if_changed<E: From<Error>>(
     open: impl FnOnce() -> Result<Repository, E>,
     state: &Path,
     options: &Options,
+    begins: impl FnOnce(&str),
     monitor: &dyn Monitor,
     stop: &AtomicBool,
 ) -> Result<Summary, E> {
     with_calls(monitor, stop, |calls| {
         // Lists of files may be pipes, so they are read only once.
         let invocation = Invocation::new(None, state, options, Watch { monitor, stop, calls })?;
+        begins(&invocation.scope.name);
         match invocation.find_unchanged()? {
             Some(summary) => Ok(summary),
             None => Ok(invocation.make(&open()?)?),

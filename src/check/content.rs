@@ -22,6 +22,8 @@ pub(super) struct FileCheck<'l> {
     pub(super) visited: &'l mut Visited,
     pub(super) read_data: bool,
     pub(super) progress: &'l Progress,
+    /// Whether the progress counts chunks.
+    pub(super) counts_chunks: bool,
     /// When set, nothing more is entered or read.
     pub(super) stop: &'l AtomicBool,
     /// The number of newly checked chunks.
@@ -74,6 +76,13 @@ impl FileCheck<'_> {
             self.lacking.extend(part.lacking);
         }
         result
+    }
+
+    /// Counts a chunk in the progress, whose total are the chunks in indexes.
+    fn count_chunk(&self, located: Located) {
+        if self.counts_chunks && matches!(located, Located::Listed(_)) {
+            self.progress.file();
+        }
     }
 
     fn is_over(&self) -> bool {
@@ -154,6 +163,7 @@ impl ExtentVisitor for FileCheck<'_> {
 
     fn leave(&mut self) {
         let Some(OpenPart { located, key, claim, lacking }) = self.open.pop() else { return };
+        self.count_chunk(located);
         match located {
             // The node covers what its parent claims, or cannot be read.
             Located::Listed(place) => {
@@ -184,10 +194,7 @@ impl ExtentVisitor for FileCheck<'_> {
         };
         if is_new {
             self.chunks += 1;
-            // With --read-data, progress is that of the packs.
-            if !self.read_data {
-                self.progress.bytes(chunk.length.into());
-            }
+            self.count_chunk(located);
         }
         // Each part is checked until a pack that it needs is found to be lost.
         if self.part().contains(&(Flaw::Lost, at.pack)) {

@@ -8,7 +8,7 @@ use crate::archive::Archive;
 use crate::failure::Failure;
 use crate::format::name::SnapshotName;
 use crate::format::{BlockLocation, Check, Digest, PackId, SEALED_SIZE, name};
-use crate::monitor::Total;
+use crate::monitor::{Total, Unit};
 use crate::storage::{self, ErrorKind};
 
 /// Maximum number of bytes read at once where no block is listed.
@@ -46,7 +46,7 @@ impl Checker<'_> {
         let lengths = (0..self.packs.len()).filter_map(|row| self.readable_length(row));
         let (files, bytes) = lengths.fold((0, 0), |(packs, bytes), length| (packs + 1, bytes + length));
         let progress = self.monitor.progress();
-        progress.of_packs();
+        progress.count(Unit::Packs);
         progress.expect(Total { files, bytes, estimated: false });
         for row in 0..self.packs.len() {
             let (Some(pack), Some(_)) = (self.packs.id(row), self.readable_length(row)) else { continue };

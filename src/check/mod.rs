@@ -51,7 +51,7 @@ use crate::format::PackId;
 use crate::format::census::KnownDocuments;
 use crate::format::id::{ObjectId, SnapshotId};
 use crate::format::name::{self, SnapshotName};
-use crate::monitor::{self, Monitor};
+use crate::monitor::{self, Monitor, Total, Unit};
 use crate::reader::{self, Reader};
 use crate::repository;
 use crate::storage::{self, ObjectInfo};
@@ -108,9 +108,9 @@ fn of_target(error: storage::Error) -> Error {
 /// Checks a repository; with `read_data`, reads and verifies all data too.
 pub fn check(reader: &Reader, read_data: bool, monitor: &dyn Monitor, stop: &AtomicBool) -> Result<Summary, Error> {
     let mut report = Report::new(reader.repository(), monitor);
-    let (mut read_data, mut packs) = (read_data, 0);
+    let (counts_chunks, mut read_data, mut packs) = (!read_data, read_data, 0);
     loop {
-        let mut pass = Checker::new(reader, read_data, monitor, stop, report)?;
+        let mut pass = Checker::new(reader, read_data, counts_chunks, monitor, stop, report)?;
         let result = match pass.check() {
             // Doubts stay doubts: the target cannot be asked about them.
             Err(error) if error.kind() == FailureKind::Unavailable => return Err(error),
@@ -168,6 +168,8 @@ impl LostPack {
 struct Checker<'a> {
     reader: &'a Reader,
     read_data: bool,
+    /// Whether the progress counts chunks of files and trees. Otherwise, it counts packs that are read.
+    counts_chunks: bool,
     monitor: &'a dyn Monitor,
     stop: &'a AtomicBool,
     report: Report<'a>,
@@ -201,6 +203,7 @@ impl<'a> Checker<'a> {
     fn new(
         reader: &'a Reader,
         read_data: bool,
+        counts_chunks: bool,
         monitor: &'a dyn Monitor,
         stop: &'a AtomicBool,
         report: Report<'a>,
@@ -208,6 +211,7 @@ impl<'a> Checker<'a> {
         Ok(Checker {
             reader,
             read_data,
+            counts_chunks,
             monitor,
             stop,
             report,
@@ -247,11 +251,13 @@ impl<'a> Checker<'a> {
         // Before the rest, which may take long.
         self.report.settle();
         self.all_indexed = (0..self.packs.len()).all(|row| self.packs.is_indexed(row));
+        self.expect_chunks();
         let content = self.content(&kept, &hidden);
         self.is_cut |= content.is_err();
         // Also if the check ends early.
         self.lost_packs();
         content?;
+        self.end_chunks();
         self.unreferenced_packs();
         self.documents()?;
         let last = self.generations(&generations)?;
@@ -259,6 +265,32 @@ impl<'a> Checker<'a> {
         self.sums()?;
         self.keys()?;
         self.foreign(foreign)
+    }
+
+    /// Sets the total of the progress: the chunks in indexes. Some of them may be needed by no snapshot.
+    fn expect_chunks(&self) {
+        if self.counts_chunks {
+            let progress = self.monitor.progress();
+            progress.count(Unit::Chunks);
+            // An earlier pass has counted them, too.
+            let files = progress.snapshot().files + u64::from(self.packs.chunks());
+            progress.expect(Total { files, bytes: 0, estimated: true });
+        }
+    }
+
+    /// Sets the total to what was found.
+    fn end_chunks(&self) {
+        if self.counts_chunks {
+            let progress = self.monitor.progress();
+            progress.expect(Total { files: progress.snapshot().files, bytes: 0, estimated: true });
+        }
+    }
+
+    /// Counts a chunk in the progress.
+    fn count_chunk(&self) {
+        if self.counts_chunks {
+            self.monitor.progress().file();
+        }
     }
 
     fn content(&mut self, kept: &[SnapshotName], hidden: &HashSet<SnapshotId>) -> Result<(), Error> {

@@ -114,6 +114,8 @@ pub(super) struct PackTable {
     bytes: usize,
     /// The row that was found last.
     last: usize,
+    /// The number of chunks in indexes.
+    chunks: u32,
     /// Chunks that trees refer to.
     pub(super) referenced: Bits,
     /// Chunks that were read and verified.
@@ -136,6 +138,7 @@ impl PackTable {
             decoded: LruCache::unbounded(),
             bytes: 0,
             last: 0,
+            chunks: 0,
             referenced: Bits::default(),
             verified: Bits::default(),
             carried: Bits::default(),
@@ -203,6 +206,7 @@ impl PackTable {
             row.first = end;
             end = next;
         }
+        self.chunks = end;
         self.referenced = Bits::with_room(end);
         self.verified = Bits::with_room(end);
         self.carried = Bits::with_room(end);
@@ -232,6 +236,11 @@ impl PackTable {
     /// The number of packs in the listing and in indexes.
     pub(super) fn len(&self) -> usize {
         self.rows.len()
+    }
+
+    /// The number of chunks in indexes, also of packs that were removed on purpose.
+    pub(super) fn chunks(&self) -> u32 {
+        self.chunks
     }
 
     /// The row of a pack.

@@ -209,6 +209,9 @@ impl Checker<'_> {
         if marked == claim {
             return Ok(false);
         }
+        if marked == Claim::NONE {
+            self.count_chunk();
+        }
         if marked == Claim::NONE || self.reader.has_below(directory) {
             self.packs.set_claim(place, claim)?;
         }
@@ -234,6 +237,7 @@ impl Checker<'_> {
             visited: &mut self.visited,
             read_data: self.read_data,
             progress,
+            counts_chunks: self.counts_chunks,
             stop: self.stop,
             chunks: 0,
             lacking: Lacking::new(),
@@ -251,9 +255,6 @@ impl Checker<'_> {
             return Err(error.into());
         }
         self.check_interrupted()?;
-        if !self.read_data {
-            progress.file();
-        }
         self.is_cut |= is_cut || result.is_err();
         for (pack, loss) in losses {
             let lost = self.lost.entry(pack).or_default();

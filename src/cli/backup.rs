@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Result;
 use serde_json::json;
@@ -305,7 +305,11 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let monitor = global.monitor(args.json);
     let stop = stop_on_signals()?;
     let state = global.state()?;
-    let (begun, opened) = (Instant::now(), Cell::new(None));
+    let (mut by_hand, opened) = (None, Cell::new(None));
+    // An import of an older backup does not make the source's backups fresh.
+    let is_recorded = !args.dry_run && args.time.is_none();
+    let target = place.target.as_deref().filter(|_| is_recorded);
+    let begins = |source: &str| by_hand = ByHand::begin(Step::Backup, Some(source), target, global, &monitor);
     let open = || {
         let ahead = options.policy.early.map(|runs| runs.reads()).unwrap_or_default();
         let repository = place.open(Use::Command, global, ahead)?;
@@ -314,25 +318,19 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         anyhow::Ok(repository)
     };
     let result = if options.may_skip_opening() && place.location.is_remote() {
-        backup::back_up_if_changed(open, &state, &options, &monitor, &stop)
+        backup::back_up_if_changed(open, &state, &options, begins, &monitor, &stop)
     } else {
-        backup::back_up(&open()?, &state, &options, &monitor, &stop).map_err(anyhow::Error::from)
+        backup::back_up(&open()?, &state, &options, begins, &monitor, &stop).map_err(anyhow::Error::from)
     };
     monitor.finish();
-    let summary = result?;
-    // An import of an older backup does not make the source's backups fresh.
-    if !args.dry_run && args.time.is_none() {
-        let step = ByHand {
-            step: Step::Backup,
-            source: Some(&summary.source),
-            target: place.target.as_deref(),
-            repository: opened.get(),
-            outcome: backup_outcome(&summary, size),
-            counts: Some(Counts::from(&summary)),
-            begun,
-        };
-        step.record(global, &monitor);
+    match (by_hand, &result) {
+        (Some(step), Ok(summary)) => {
+            step.end(opened.get(), backup_outcome(summary, size), Some(Counts::from(summary)), &monitor);
+        }
+        (Some(step), Err(error)) => step.fail(opened.get(), error, &monitor),
+        (None, _) => {}
     }
+    let summary = result?;
     if args.json {
         output::result(as_json(&summary))?;
     } else if global.shows_summary(args.dry_run) {

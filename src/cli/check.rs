@@ -1,7 +1,6 @@
 //! `brackfs check`
 
 use std::process::ExitCode;
-use std::time::Instant;
 
 use anyhow::Result;
 use serde_json::json;
@@ -65,27 +64,26 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let monitor = global.monitor(args.json);
     let target = args.reader.repository.resolve(global)?.target;
     let reader = args.reader.open(global, &monitor, CACHE)?;
-    let begun = Instant::now();
+    let id = Some(reader.repository().id());
+    let by_hand = ByHand::begin(Step::Check, None, target.as_deref(), global, &monitor);
     let stop = stop_soon_on_signals()?;
     monitor.start();
     let result = check::check(&reader, args.read_data, &monitor, &stop);
     monitor.finish();
+    let result = result.map_err(anyhow::Error::from);
+    match (by_hand, &result) {
+        (Some(step), Ok(summary)) => {
+            let outcome = match (summary.problems, args.read_data) {
+                (0, true) => Outcome::Done("no problems; all data was read".into()),
+                (0, false) => Outcome::Done("no problems; data was not read".into()),
+                (problems, _) => Outcome::Failed(Failed::new(count(problems, "problem", "problems"))),
+            };
+            step.end(id, outcome, None, &monitor);
+        }
+        (Some(step), Err(error)) => step.fail(id, error, &monitor),
+        (None, _) => {}
+    }
     let summary = result?;
-    let problems = count(summary.problems, "problem", "problems");
-    let step = ByHand {
-        step: Step::Check,
-        source: None,
-        target: target.as_deref(),
-        repository: Some(reader.repository().id()),
-        outcome: match (summary.problems, args.read_data) {
-            (0, true) => Outcome::Done("no problems; all data was read".into()),
-            (0, false) => Outcome::Done("no problems; data was not read".into()),
-            _ => Outcome::Failed(Failed::new(problems.clone())),
-        },
-        counts: None,
-        begun,
-    };
-    step.record(global, &monitor);
     if args.json {
         let object = json!({
             "message_type": "summary",
@@ -107,6 +105,6 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     }
     match summary.problems {
         0 => Ok(ExitCode::SUCCESS),
-        _ => anyhow::bail!("{problems}"),
+        problems => anyhow::bail!("{}", count(problems, "problem", "problems")),
     }
 }

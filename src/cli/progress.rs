@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::show::{clock, printable, rate, size};
-use crate::monitor::{ProgressSnapshot, Total, count};
+use crate::monitor::{ProgressSnapshot, Total, Unit, count};
 
 /// Minimum number of columns for the path; less important numbers are dropped to make room for it.
 const PATH_COLUMNS: usize = 20;
@@ -39,17 +39,26 @@ impl Status {
     }
 
     fn count(&self, files: u64) -> String {
-        if self.look.of_packs { count(files, "pack", "packs") } else { count(files, "file", "files") }
+        match self.look.unit {
+            Unit::Files => count(files, "file", "files"),
+            Unit::Packs => count(files, "pack", "packs"),
+            Unit::Chunks => count(files, "chunk", "chunks"),
+        }
+    }
+
+    /// The finished bytes, unless they are not counted.
+    fn bytes(&self) -> Option<String> {
+        (self.look.unit != Unit::Chunks).then(|| size(self.look.bytes))
     }
 
     /// A line of at most `width` columns: the numbers, and the end of the path if it does not fit.
     pub(super) fn line(&self, width: usize) -> String {
-        let ProgressSnapshot { files, bytes, read_bytes, stored_bytes, .. } = self.look;
+        let ProgressSnapshot { files, read_bytes, stored_bytes, .. } = self.look;
         let some = |bytes: u64, text: String| (bytes > 0).then_some(text);
         let mut parts = [
             self.percent(),
             Some(self.count(files)),
-            Some(size(bytes)),
+            self.bytes(),
             some(read_bytes, rate(read_bytes, self.elapsed)),
             some(stored_bytes, format!("{} stored", size(stored_bytes))),
             Some(clock(self.elapsed)),
@@ -72,16 +81,16 @@ impl Status {
 
     /// All numbers and the whole path.
     pub(super) fn sentence(&self) -> String {
-        let ProgressSnapshot { files, bytes, read_bytes, stored_bytes, total, path, .. } = &self.look;
+        let ProgressSnapshot { files, read_bytes, stored_bytes, total, path, .. } = &self.look;
         let about = self.about();
         let mut parts = Vec::new();
         parts.extend(self.percent().map(|percent| format!("{percent} done")));
         match total {
             Some(total) => {
                 parts.push(format!("{files} of {about}{}", self.count(total.files)));
-                parts.push(format!("{} of {about}{}", size(*bytes), size(total.bytes)));
+                parts.extend(self.bytes().map(|bytes| format!("{bytes} of {about}{}", size(total.bytes))));
             }
-            None => parts.extend([self.count(*files), size(*bytes)]),
+            None => parts.extend([Some(self.count(*files)), self.bytes()].into_iter().flatten()),
         }
         if *read_bytes > 0 {
             parts.push(format!("{} read ({})", size(*read_bytes), rate(*read_bytes, self.elapsed)));
@@ -105,9 +114,9 @@ impl Status {
             seconds @ 60..3600 => format!("{} min left", seconds / 60),
             seconds => format!("{} h {} min left", seconds / 3600, seconds / 60 % 60),
         });
-        let counts = [self.count(self.look.files), size(self.look.bytes)];
+        let counts = [Some(self.count(self.look.files)), self.bytes()].into_iter().flatten();
         let parts: Vec<_> = percent.into_iter().chain(left).collect();
-        if parts.is_empty() { counts.join(", ") } else { parts.join(", ") }
+        if parts.is_empty() { counts.collect::<Vec<_>>().join(", ") } else { parts.join(", ") }
     }
 
     /// A `status` object.
@@ -146,7 +155,7 @@ mod tests {
     fn halfway(estimated: bool) -> Status {
         let look = ProgressSnapshot {
             files: 1000,
-            of_packs: false,
+            unit: Unit::Files,
             bytes: 1 << 30,
             read_bytes: 100 << 20,
             stored_bytes: 50 << 20,
@@ -200,11 +209,16 @@ mod tests {
     }
 
     #[test]
-    fn packs_are_called_packs() {
+    fn what_is_counted_has_its_name() {
         let mut status = halfway(false);
-        status.look.of_packs = true;
-        assert!(status.line(120).starts_with("50%  1000 packs  "));
-        assert!(status.sentence().contains("1000 of 2000 packs"));
+        status.look.unit = Unit::Packs;
+        assert!(status.line(120).starts_with("50%  1000 packs  1.00 GiB  "));
+        assert!(status.sentence().contains("1000 of 2000 packs, 1.00 GiB of 2.00 GiB, "));
+        status.look.unit = Unit::Chunks;
+        assert!(status.line(120).starts_with("50%  1000 chunks  1.00 MiB/s  "));
+        assert!(status.sentence().contains("1000 of 2000 chunks, 100 MiB read"));
+        status.look.total = None;
+        assert_eq!(status.brief(), "1000 chunks");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `brackfs prune`
 
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Result;
 use serde_json::json;
@@ -151,22 +151,18 @@ pub(super) fn prune_as(repository: &RepositoryArg, limits: &Limits, args: &Run, 
     let summary = if args.dry_run {
         prune::predict(&repository, &state, &options, &monitor, &stop)?
     } else {
-        let begun = Instant::now();
+        let id = Some(repository.id());
+        let by_hand = ByHand::begin(Step::Prune, None, place.target.as_deref(), global, &monitor);
         monitor.start();
         let result = prune::prune(&repository, &state, &options, args.wait_lock, &monitor, &stop);
         monitor.finish();
-        let summary = result?;
-        let step = ByHand {
-            step: Step::Prune,
-            source: None,
-            target: place.target.as_deref(),
-            repository: Some(repository.id()),
-            outcome: prune_outcome(&summary, size),
-            counts: None,
-            begun,
-        };
-        step.record(global, &monitor);
-        summary
+        let result = result.map_err(anyhow::Error::from);
+        match (by_hand, &result) {
+            (Some(step), Ok(summary)) => step.end(id, prune_outcome(summary, size), None, &monitor),
+            (Some(step), Err(error)) => step.fail(id, error, &monitor),
+            (None, _) => {}
+        }
+        result?
     };
     if args.json {
         output::result(json!({

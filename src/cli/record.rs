@@ -1,59 +1,93 @@
 //! The record of steps that are made by hand, and the metrics.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::exit;
 use super::global::Global;
 use crate::config::Config;
+use crate::failure::FailureKind;
 use crate::format::RepositoryId;
-use crate::job::{Counts, Journal, Outcome, Row, Step};
+use crate::job::{Begun, Counts, Failed, Journal, Outcome, Row, Step, Subject};
 use crate::monitor::Monitor;
 use crate::overview::{self, Scope};
 
-/// A step made by hand on a configured target.
-pub(super) struct ByHand<'a> {
-    pub(super) step: Step,
-    /// The source of a backup.
-    pub(super) source: Option<&'a str>,
-    /// The name of the target; `None` if the repository is not a configured target.
-    pub(super) target: Option<&'a str>,
-    pub(super) repository: Option<RepositoryId>,
-    pub(super) outcome: Outcome,
-    pub(super) counts: Option<Counts>,
-    pub(super) begun: Instant,
+/// A step made by hand on a configured target. It is in the record from its beginning on.
+pub(super) struct ByHand {
+    step: Step,
+    source: Option<String>,
+    target: String,
+    config: Config,
+    state: PathBuf,
+    journal: Journal,
+    begun: Begun,
+    since: Instant,
 }
 
-impl ByHand<'_> {
-    /// Adds the step to the record, and writes the metrics. Only steps of configured targets and sources are recorded. If this
-    /// fails, the step is done nevertheless, so it is only a note.
-    pub(super) fn record(self, global: &Global, monitor: &dyn Monitor) {
-        if let Err(error) = self.add(global, monitor) {
-            monitor.note(&format!("this is not recorded: {}", exit::text(&error)));
-        }
+/// Notes that a step is not in the record. The step is made nevertheless.
+fn unrecorded(error: &anyhow::Error, monitor: &dyn Monitor) {
+    monitor.note(&format!("this is not recorded: {}", exit::text(error)));
+}
+
+impl ByHand {
+    /// Begins a step on the target with this name. `None` if it is not recorded: only steps of configured targets and sources are.
+    pub(super) fn begin(
+        step: Step,
+        source: Option<&str>,
+        target: Option<&str>,
+        global: &Global,
+        monitor: &dyn Monitor,
+    ) -> Option<Self> {
+        ByHand::add(step, source, target?, global).unwrap_or_else(|error| {
+            unrecorded(&error, monitor);
+            None
+        })
     }
 
-    fn add(self, global: &Global, monitor: &dyn Monitor) -> anyhow::Result<()> {
-        let Some(target) = self.target else { return Ok(()) };
-        let Some(config) = global.config()? else { return Ok(()) };
-        if let Some(name) = self.source
+    fn add(step: Step, source: Option<&str>, target: &str, global: &Global) -> anyhow::Result<Option<Self>> {
+        let Some(config) = global.config()? else { return Ok(None) };
+        if let Some(name) = source
             && !config.sources.iter().any(|source| source.name == name && source.to.iter().any(|to| to == target))
         {
-            return Ok(());
+            return Ok(None);
         }
         let state = global.state()?;
         let journal = Journal::open(&state)?;
-        journal.add(&Row {
-            step: self.step,
-            source: self.source.map(str::to_owned),
-            target: Some(target.to_owned()),
-            repository: self.repository,
-            outcome: self.outcome,
-            counts: self.counts,
-            duration: self.begun.elapsed(),
-        })?;
-        write_metrics(&config, &state, &journal, monitor);
-        Ok(())
+        let begun = journal.begin(&[Subject { step, source, target: Some(target) }])?;
+        let (source, target, since) = (source.map(str::to_owned), target.to_owned(), Instant::now());
+        let by_hand = |begun| ByHand { step, source, target, config, state, journal, begun, since };
+        Ok(begun.into_iter().next().map(by_hand))
+    }
+
+    /// Records the end of the step, and writes the metrics.
+    pub(super) fn end(
+        self,
+        repository: Option<RepositoryId>,
+        outcome: Outcome,
+        counts: Option<Counts>,
+        monitor: &dyn Monitor,
+    ) {
+        let ByHand { step, source, target, config, state, journal, begun, since } = self;
+        let row = Row { step, source, target: Some(target), repository, outcome, counts, duration: since.elapsed() };
+        match journal.end(begun, &row) {
+            Ok(()) => write_metrics(&config, &state, &journal, monitor),
+            Err(error) => unrecorded(&error.into(), monitor),
+        }
+    }
+
+    /// Records that the step failed. If it could not begin, nothing is recorded: that says nothing about the backups.
+    pub(super) fn fail(self, repository: Option<RepositoryId>, error: &anyhow::Error, monitor: &dyn Monitor) {
+        match exit::kind(error) {
+            FailureKind::Usage | FailureKind::NoRepository | FailureKind::Locked | FailureKind::Key => {
+                if let Err(error) = self.journal.cancel(self.begun) {
+                    unrecorded(&error.into(), monitor);
+                }
+            }
+            kind => {
+                let failed = Failed { kind, message: exit::text(error) };
+                self.end(repository, Outcome::Failed(failed), None, monitor);
+            }
+        }
     }
 }
 

@@ -1,22 +1,33 @@
 //! The record of the steps of runs, in `journal.sqlite` in the state directory.
 //!
 //! It is not part of a catalog: a step can fail before its repository is known, and a catalog may be rebuilt.
+//!
+//! A step that may take long has a row from its beginning on, and its process holds a lock on a byte of the file `running`. The
+//! kernel releases the lock when the process ends, so the next command that opens the journal finds the steps of processes that
+//! were killed.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use rusqlite::{Connection, OptionalExtension, ToSql, params};
+use rusqlite::{Connection, OptionalExtension, ToSql, Transaction, TransactionBehavior, params};
 
 use super::outcome::{Counts, Ending, Row, Step};
 use crate::format::RepositoryId;
+use crate::sys::byte_lock;
 use crate::sys::owner::open_private;
 
 /// The name of the file.
 const FILE: &str = "journal.sqlite";
+/// The file in which the processes of steps hold locks: each on the byte with the number of the step.
+const RUNNING: &str = "running";
+/// The outcome of a step that has not ended.
+const STARTED: &str = "started";
+/// The message of a step whose process ended without a result.
+const KILLED: &str = "interrupted: it was killed, or the machine stopped";
 /// The schema version, in SQLite's `user_version`.
-const SCHEMA: i64 = 1;
+const SCHEMA: i64 = 2;
 /// How long another process may hold the journal.
 const BUSY: Duration = Duration::from_secs(10);
 /// How long entries are kept, in seconds: longer than a year, so that a year can be shown.
@@ -59,10 +70,17 @@ pub struct Subject<'a> {
     pub target: Option<&'a str>,
 }
 
+/// A step that has begun, and has a row. If it is dropped without an end, it counts as killed.
+#[derive(Debug)]
+pub struct Begun {
+    id: i64,
+    _lock: File,
+}
+
 /// A step that has ended.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Entry {
-    /// When it ended, in seconds since 1970.
+    /// When it ended, in seconds since 1970. For a step whose process was killed: when it began.
     pub ended: i64,
     /// How long it took.
     pub seconds: f64,
@@ -115,13 +133,13 @@ impl Journal {
                 "BEGIN IMMEDIATE;
                 CREATE TABLE IF NOT EXISTS steps (
                     id INTEGER PRIMARY KEY,
-                    ended INTEGER NOT NULL,    -- seconds since 1970
+                    ended INTEGER NOT NULL,    -- seconds since 1970; when it began, if it has no end
                     seconds REAL NOT NULL,     -- how long it took
                     step TEXT NOT NULL,
                     source TEXT,
                     target TEXT,
                     repository TEXT,           -- the id, if the target was opened
-                    outcome TEXT NOT NULL,     -- done, problems, skipped or failed
+                    outcome TEXT NOT NULL,     -- started, done, problems, skipped or failed
                     message TEXT NOT NULL,
                     -- of a backup
                     files INTEGER,
@@ -131,6 +149,7 @@ impl Journal {
                 ) STRICT;
                 CREATE INDEX IF NOT EXISTS by_what ON steps (step, target, source, ended);
                 CREATE INDEX IF NOT EXISTS by_repository ON steps (target, ended) WHERE repository IS NOT NULL;
+                CREATE INDEX IF NOT EXISTS unfinished ON steps (id) WHERE outcome = '{STARTED}';
                 CREATE TABLE IF NOT EXISTS runs (
                     id INTEGER PRIMARY KEY,
                     ended INTEGER NOT NULL,
@@ -142,9 +161,31 @@ impl Journal {
             Ok((db, SCHEMA))
         };
         match open().map_err(failed)? {
-            (db, SCHEMA) => Ok(Journal { db, path }),
+            (db, SCHEMA) => {
+                let journal = Journal { db, path };
+                journal.end_killed().map_err(|e| journal.failed(e))?;
+                Ok(journal)
+            }
             _ => Err(JournalError::Newer { path }),
         }
+    }
+
+    /// Ends the steps whose processes have ended without a result.
+    fn end_killed(&self) -> rusqlite::Result<()> {
+        let mut find = self.db.prepare(&format!("SELECT id FROM steps WHERE outcome = '{STARTED}'"))?;
+        let started = find.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<Vec<i64>>>()?;
+        if started.is_empty() {
+            return Ok(());
+        }
+        // Without the file, no process has a lock.
+        let running = File::open(self.path.with_file_name(RUNNING)).ok();
+        let is_running = |id: i64| running.as_ref().is_some_and(|running| byte_lock::is_held(running, id));
+        for id in started.into_iter().filter(|id| !is_running(*id)) {
+            // It may have ended since it was found.
+            let end = format!("UPDATE steps SET outcome = ?, message = ? WHERE id = ? AND outcome = '{STARTED}'");
+            self.db.execute(&end, params![Ending::Failed.name(), KILLED, id])?;
+        }
+        Ok(())
     }
 
     fn failed(&self, source: rusqlite::Error) -> JournalError {
@@ -164,17 +205,63 @@ impl Journal {
         }
     }
 
+    /// Adds steps that begin now. Their order is that of `subjects`.
+    pub fn begin(&self, subjects: &[Subject<'_>]) -> Result<Vec<Begun>, JournalError> {
+        let begin = || {
+            // No other process sees the rows before they are locked.
+            let transaction = Transaction::new_unchecked(&self.db, TransactionBehavior::Immediate)?;
+            let add = |subject: &Subject<'_>| {
+                let Subject { step, source, target } = subject;
+                let insert = format!(
+                    "INSERT INTO steps (ended, seconds, step, source, target, outcome, message)
+                        VALUES (?, 0, ?, ?, ?, '{STARTED}', '')"
+                );
+                self.db.execute(&insert, params![seconds(SystemTime::now()), step.name(), source, target])?;
+                let id = self.db.last_insert_rowid();
+                let lock = self.lock(id).map_err(|e| rusqlite::Error::ToSqlConversionFailure(e.into()))?;
+                Ok(Begun { id, _lock: lock })
+            };
+            let begun = subjects.iter().map(add).collect::<rusqlite::Result<Vec<_>>>()?;
+            transaction.commit()?;
+            Ok(begun)
+        };
+        begin().map_err(|e| self.failed(e))
+    }
+
+    fn lock(&self, id: i64) -> io::Result<File> {
+        let path = self.path.with_file_name(RUNNING);
+        let file = open_private(&path, OpenOptions::new().read(true).write(true))?;
+        byte_lock::take(&file, id)?;
+        Ok(file)
+    }
+
+    /// Ends a step.
+    pub fn end(&self, begun: Begun, row: &Row) -> Result<(), JournalError> {
+        self.write(Some(begun.id), row)
+    }
+
+    /// Removes the row of a step that could not begin.
+    pub fn cancel(&self, begun: Begun) -> Result<(), JournalError> {
+        self.db.execute("DELETE FROM steps WHERE id = ?", [begun.id]).map(drop).map_err(|e| self.failed(e))
+    }
+
     /// Adds a step that has just ended.
     pub fn add(&self, row: &Row) -> Result<(), JournalError> {
+        self.write(None, row)
+    }
+
+    /// Writes a step that has just ended: in its row, if it has one.
+    fn write(&self, id: Option<i64>, row: &Row) -> Result<(), JournalError> {
         let now = seconds(SystemTime::now());
-        let add = || {
+        let write = || {
             let Row { step, source, target, repository, outcome, counts, duration } = row;
             let count = |counter: fn(&Counts) -> u64| counts.as_ref().map(|counts| signed(counter(counts)));
             self.db.execute(
-                "INSERT INTO steps
-                    (ended, seconds, step, source, target, repository, outcome, message, files, bytes, stored_bytes, problems)
-                    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO steps
+                    (id, ended, seconds, step, source, target, repository, outcome, message, files, bytes, stored_bytes, problems)
+                    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 params![
+                    id,
                     now,
                     duration.as_secs_f64(),
                     step.name(),
@@ -191,7 +278,7 @@ impl Journal {
             )?;
             self.db.execute("DELETE FROM steps WHERE ended < ?", [now - KEPT])
         };
-        add().map(drop).map_err(|e| self.failed(e))
+        write().map(drop).map_err(|e| self.failed(e))
     }
 
     /// Adds a run that has just ended.
@@ -219,9 +306,9 @@ impl Journal {
         Ok(self.entries(of, &which, &[&until])?.pop())
     }
 
-    /// The entries of a step after the time `from` and up to `until`, oldest first.
+    /// The entries of a step that ended after the time `from` and up to `until`, oldest first.
     pub fn between(&self, of: Subject<'_>, from: i64, until: i64) -> Result<Vec<Entry>, JournalError> {
-        self.entries(of, "ended > ? AND ended <= ? ORDER BY ended, id", &[&from, &until])
+        self.entries(of, "ended > ? AND ended <= ? AND outcome != ? ORDER BY ended, id", &[&from, &until, &STARTED])
     }
 
     fn entries(&self, of: Subject<'_>, which: &str, values: &[&dyn ToSql]) -> Result<Vec<Entry>, JournalError> {

@@ -22,7 +22,7 @@ mod report;
 mod snapshots;
 mod steps;
 
-pub use journal::{EndedRun, Entry, Journal, JournalError, Subject, Trouble};
+pub use journal::{Begun, EndedRun, Entry, Journal, JournalError, Subject, Trouble};
 pub use outcome::{Counts, Ending, Failed, Outcome, Row, Step, worst};
 pub use report::ping;
 pub use snapshots::snapshot_tops;

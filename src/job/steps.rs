@@ -9,7 +9,7 @@ use jiff::tz::TimeZone;
 
 use super::conditions::obstacle;
 use super::hooks::{self, Verdict};
-use super::journal::Journal;
+use super::journal::{Begun, Journal, Subject};
 use super::outcome::{Counts, Ending, Failed, Outcome, Row, Step};
 use super::snapshots::{self, Snapshots};
 use crate::backup::{self, Options, Placed, SNAPSHOT_FOLDER, Summary};
@@ -95,7 +95,8 @@ pub trait Caller {
 impl<'a> Job<'a> {
     /// Runs all steps. Returns their results.
     pub fn run(&'a self, environment: &'a Environment<'a>) -> Vec<Row> {
-        let mut run = Run { job: self, environment, rows: Vec::new(), new: Vec::new(), away: Vec::new() };
+        let mut run =
+            Run { job: self, environment, begun: Vec::new(), rows: Vec::new(), new: Vec::new(), away: Vec::new() };
         run.all();
         run.rows
     }
@@ -109,12 +110,17 @@ impl<'a> Job<'a> {
 struct Run<'a> {
     job: &'a Job<'a>,
     environment: &'a Environment<'a>,
+    /// Steps that are in the journal, and have not ended.
+    begun: Vec<(OwnedSubject, Begun)>,
     rows: Vec<Row>,
     /// The sources and targets of new snapshots.
     new: Vec<(String, String)>,
     /// Targets that did not answer. Each step would wait for them again.
     away: Vec<String>,
 }
+
+/// A step, its source and its target.
+type OwnedSubject = (Step, Option<String>, Option<String>);
 
 /// What the hooks before a backup want.
 enum Gate {
@@ -124,6 +130,16 @@ enum Gate {
 
 impl<'a> Run<'a> {
     fn all(&mut self) {
+        if self.job.wants(Step::Backup) {
+            // If the process is killed at any time, each backup that it did not finish has a record of that.
+            let backups = self.job.sources.iter().flat_map(|source| source.to.iter().map(|to| (&source.name, to)));
+            let of = |(source, target): (&'a String, &'a String)| Subject {
+                step: Step::Backup,
+                source: Some(source),
+                target: Some(target),
+            };
+            self.begin(&backups.map(of).collect::<Vec<_>>());
+        }
         let gate = self.before(Moment::Before, None);
         if self.job.wants(Step::Backup) {
             if !self.job.dry_run {
@@ -165,6 +181,7 @@ impl<'a> Run<'a> {
         work: impl FnOnce(&dyn Monitor) -> Result<Outcome, Failed>,
     ) {
         let begun = Instant::now();
+        self.begin(&[Subject { step, source, target }]);
         let outcome = self.attempt(step, target, work);
         self.note(step, source, target, outcome, None, begun);
     }
@@ -209,6 +226,20 @@ impl<'a> Run<'a> {
         self.absence(&target.name).map(Outcome::Failed).or_else(|| obstacle(&target.conditions))
     }
 
+    /// Adds steps that begin to the journal.
+    fn begin(&mut self, subjects: &[Subject<'_>]) {
+        let Some(journal) = self.environment.journal.filter(|_| !self.job.dry_run) else { return };
+        match journal.begin(subjects) {
+            Ok(begun) => {
+                let owned = |name: Option<&str>| name.map(str::to_owned);
+                let subjects = subjects.iter().map(|it| (it.step, owned(it.source), owned(it.target)));
+                self.begun.extend(subjects.zip(begun));
+            }
+            Err(error) => self.environment.caller.note(&error.to_string()),
+        }
+    }
+
+    /// Records the result of a step.
     fn note(
         &mut self,
         step: Step,
@@ -221,10 +252,17 @@ impl<'a> Run<'a> {
         let [source, target] = [source, target].map(|name| name.map(str::to_owned));
         let repository = self.environment.opened.take();
         let row = Row { step, source, target, repository, outcome, counts, duration: begun.elapsed() };
-        if let Some(journal) = self.environment.journal.filter(|_| !self.job.dry_run)
-            && let Err(error) = journal.add(&row)
-        {
-            self.environment.caller.note(&error.to_string());
+        if let Some(journal) = self.environment.journal.filter(|_| !self.job.dry_run) {
+            let is_it =
+                |(step, source, target): &OwnedSubject| (step, source, target) == (&row.step, &row.source, &row.target);
+            let found = self.begun.iter().position(|(subject, _)| is_it(subject));
+            let written = match found.map(|at| self.begun.swap_remove(at)) {
+                Some((_, begun)) => journal.end(begun, &row),
+                None => journal.add(&row),
+            };
+            if let Err(error) = written {
+                self.environment.caller.note(&error.to_string());
+            }
         }
         self.environment.caller.ended(&row);
         self.rows.push(row);
@@ -544,8 +582,8 @@ fn back_up(
     let ahead = options.policy.early.map(|runs| runs.reads()).unwrap_or_default();
     let open = || environment.open(target, ahead);
     match options.may_skip_opening() && location.is_remote() {
-        true => backup::back_up_if_changed(open, environment.state, &options, monitor, environment.stop),
-        false => Ok(backup::back_up(&open()?, environment.state, &options, monitor, environment.stop)?),
+        true => backup::back_up_if_changed(open, environment.state, &options, |_| (), monitor, environment.stop),
+        false => Ok(backup::back_up(&open()?, environment.state, &options, |_| (), monitor, environment.stop)?),
     }
 }
 

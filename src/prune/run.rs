@@ -14,7 +14,7 @@ use super::sweep::{find_due, note_forgotten, remove_old_tombstones, remove_retai
 use crate::catalog::{Catalog, Presence};
 use crate::crypt::SecretKey;
 use crate::inventory::{Inventory, host_access, host_key};
-use crate::monitor::{Monitor, Total};
+use crate::monitor::{Monitor, Total, Unit};
 use crate::repository::Repository;
 use crate::session::{self, Checks, Mend, NOTHING_YET, Priority, Session};
 use crate::state::{Lock, RepositoryState};
@@ -140,7 +140,7 @@ impl Round<'_> {
         let chosen = choose(marked, self.options.max_waste, self.limits.max_copy);
         if !chosen.is_empty() {
             let bytes = chosen.iter().map(|pack| pack.live).sum();
-            self.monitor.progress().of_packs();
+            self.monitor.progress().count(Unit::Packs);
             self.monitor.progress().expect(Total { files: chosen.len() as u64, bytes, estimated: false });
             Compactor::new(pruner, current(catalog)?).compact(catalog, marked, &chosen, self.limits.until, summary)?;
             if summary.damaged_packs > 0 {

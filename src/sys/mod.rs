@@ -3,6 +3,7 @@
 //!
 //! - [`batch_read`]: many reads at once
 //! - [`below`]: directories that are opened without following symbolic links
+//! - [`byte_lock`]: locks on single bytes of a file
 //! - [`durable`]: durable writes of small files
 //! - [`mountinfo`]: the kernel's table of mounts
 //! - [`owner`]: the owner of what root writes for another user
@@ -10,6 +11,7 @@
 
 pub(crate) mod batch_read;
 pub(crate) mod below;
+pub(crate) mod byte_lock;
 pub(crate) mod durable;
 pub(crate) mod mountinfo;
 pub(crate) mod owner;

@@ -461,7 +461,7 @@ impl<S: RemoteServer> RemoteSite<S> {
             let backup = threads.spawn(|| {
                 let selection = Selection { paths: vec![source], ..Selection::default() };
                 let options = Options { selection, ..Options::default() };
-                back_up(&repository, &state, &options, &Silent, &AtomicBool::new(false))
+                back_up(&repository, &state, &options, |_| (), &Silent, &AtomicBool::new(false))
             });
             let until = |what: &str, holds: &dyn Fn() -> bool| {
                 until(what, || {

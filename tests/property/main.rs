@@ -266,7 +266,7 @@ impl Play {
                 ..RunPolicy::default()
             },
         };
-        backup::back_up(&self.repository(), &self.site.state(), &options, watch, &watch.stop)
+        backup::back_up(&self.repository(), &self.site.state(), &options, |_| (), watch, &watch.stop)
     }
 
     fn step(&mut self, step: &Step) {
