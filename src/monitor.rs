@@ -13,8 +13,8 @@ pub trait Monitor: Send + Sync {
     /// or object.
     fn problem(&self, path: &Path, message: &str);
 
-    /// A problem of the whole run or repository, such as that no snapshot was made. A monitor that leaves out problems after
-    /// the first ones must show it.
+    /// A problem of the whole run or repository, such as that no snapshot was made, or of one of its documents. A monitor that
+    /// leaves out problems after the first ones must show the first of these, too.
     fn main_problem(&self, path: &Path, message: &str) {
         self.problem(path, message);
     }
@@ -24,6 +24,15 @@ pub trait Monitor: Send + Sync {
     fn problem_of(&self, _object: &str, path: &Path, message: &str) {
         self.problem(path, message);
     }
+
+    /// Whether lines that other programs write go to [`Monitor::output`], because they must not be mixed with other output.
+    /// Otherwise, programs write to standard error themselves.
+    fn takes_output(&self) -> bool {
+        false
+    }
+
+    /// A line that a program wrote, such as a hook.
+    fn output(&self, _program: &str, _line: &str) {}
 
     /// Information that is not a problem.
     fn note(&self, message: &str);

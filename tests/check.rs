@@ -317,7 +317,7 @@ fn a_block_is_named_once_with_all_files_that_need_it() {
     fs::write(&pack, &stored).unwrap();
     site.brackfs(&["check"]).ok();
     let run = site.brackfs(&["check", "-v", "--read-data"]).code(1);
-    says(&run, &["/a: ", "/b: ", "/folder/c: ", "the block at 0 is not the one that was stored"]);
+    says(&run, &["/a: ", "/b: ", "/folder/c: ", "the block at 0 is not the one that was stored: cannot "]);
     assert!(!run.stderr.contains("/other"), "{run}");
     assert_eq!(run.stderr.matches("packs/").count(), 1, "{run}");
 }

@@ -7,6 +7,7 @@ mod common;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
@@ -88,7 +89,7 @@ fn data_of_an_interrupted_backup_is_not_stored_again() {
 fn a_second_interrupt_ends_a_backup_at_once_and_loses_nothing() {
     let mut ordeal = of_files("interrupted twice", 640, 300 << 10);
     let before = packs(&ordeal);
-    let mut child = backup(&ordeal, &[]).spawn().expect("a backup");
+    let mut child = backup(&ordeal, &["--json"]).spawn().expect("a backup");
     wait_for_pack(&ordeal, &mut child, before);
     // The repository stops answering, so the first signal cannot end the backup soon.
     send(&child, Signal::STOP);
@@ -105,10 +106,78 @@ fn a_second_interrupt_ends_a_backup_at_once_and_loses_nothing() {
     assert_eq!(status.code(), Some(130), "{said}");
     // Otherwise the time limit of the first signal ended it.
     assert!(!said.contains("did not end within"), "{said}");
+    assert_exit_error(&said, "interrupted by a second signal");
     drop(silent);
     assert!(ordeal.snapshots().len() == 1, "an interrupted backup made a snapshot");
     // Uncommitted data is stored again, so do not check that.
     ordeal.memory.forget_what_is_new();
+    ordeal.holds();
+}
+
+/// Asserts that the last line of a command with --json says why it ended.
+#[track_caller]
+fn assert_exit_error(said: &str, why: &str) {
+    let last: serde_json::Value = serde_json::from_str(said.lines().last().expect("a line")).expect(said);
+    let expected = serde_json::json!({ "message_type": "exit_error", "code": 130, "message": why });
+    assert_eq!(last, expected, "{said}");
+}
+
+#[test]
+fn an_interrupt_ends_a_command_that_only_reads_at_once() {
+    let ordeal = of_files("read", 3, 1 << 10);
+    let folder = ordeal.site.repo().join("snapshots");
+    for arguments in [&["find", "*"][..], &["ls", "latest"], &["versions", "x"], &["dump", "latest"]] {
+        // It waits for the repository.
+        let silent = Silent::mount(&hidden(&folder));
+        for extra in [&["--json"][..], &[]] {
+            if arguments[0] == "dump" && !extra.is_empty() {
+                continue;
+            }
+            let mut command = ordeal.site.command(&[arguments, extra].concat());
+            let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("a command");
+            until_it_waits_for_fuse(&mut child);
+            send(&child, Signal::INT);
+            let (status, said) = end(child);
+            assert_eq!(status.code(), Some(130), "{said}");
+            match extra.is_empty() {
+                true => assert_eq!(said, ""),
+                false => assert_exit_error(&said, "interrupted"),
+            }
+        }
+        drop(silent);
+    }
+}
+
+/// Moves the content of a folder aside, so that it can be a mount point.
+fn hidden(folder: &Path) -> PathBuf {
+    let aside = folder.with_extension("aside");
+    if !aside.exists() {
+        std::fs::rename(folder, &aside).expect("moving a folder");
+        std::fs::create_dir(folder).expect("a folder");
+    }
+    folder.to_owned()
+}
+
+#[test]
+fn a_hangup_that_is_ignored_does_not_end_a_backup() {
+    let mut ordeal = large("nohup");
+    let before = packs(&ordeal);
+    let inner = backup(&ordeal, &[]);
+    let mut command = Command::new("nohup");
+    command.arg(inner.get_program()).args(inner.get_args());
+    for (name, value) in inner.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    let mut child =
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("a backup");
+    wait_for_pack(&ordeal, &mut child, before);
+    send(&child, Signal::HUP);
+    let (status, said) = end(child);
+    assert_eq!(status.code(), Some(0), "{said}");
+    assert_eq!(ordeal.snapshots().len(), 2);
     ordeal.holds();
 }
 

@@ -193,7 +193,7 @@ fn all_lines() -> Seen {
         site.path().join("configured"),
         site.source()
     );
-    fs::write(&config, text).unwrap();
+    fs::write(&config, &text).unwrap();
     common::set_mode(&config, 0o600);
     let mut configured = |command: &str, code| {
         let words: Vec<_> = command.split(' ').chain(["--json", "--config", "config.toml"]).collect();
@@ -206,6 +206,14 @@ fn all_lines() -> Seen {
     // There is no repository yet.
     configured("run", 10);
     site.brackfs(&["init", "configured", "--no-encryption"]).ok();
+    configured("run", 0);
+    // Output of a hook and of the command of a source.
+    fs::write(
+        &config,
+        text + "[[hook]]\non = [\"before\"]\nrun = [\"sh\", \"-c\", \"echo out; echo err >&2\"]\n\
+            [source.dump]\ncommand = [\"sh\", \"-c\", \"echo warning >&2; echo content\"]\nfilename = \"x\"\nto = [\"t\"]\n",
+    )
+    .unwrap();
     configured("run", 0);
     configured("status", 0);
     seen
@@ -221,7 +229,7 @@ fn every_line_matches_its_schema_and_needs_all_members() {
             serde_json::from_str(&fs::read_to_string(schemas().join(format!("{name}.json"))).unwrap()).unwrap();
         for message in schema["$defs"].as_object().unwrap().keys() {
             // These are the same for all commands.
-            let is_shared = ["error", "note", "exit_error", "status"].contains(&message.as_str());
+            let is_shared = ["error", "note", "exit_error", "program_output", "status"].contains(&message.as_str());
             if !is_shared && !seen.get(&name).is_some_and(|types| types.contains(message)) {
                 missing.push(format!("{name}: {message}"));
             }
@@ -229,7 +237,10 @@ fn every_line_matches_its_schema_and_needs_all_members() {
     }
     assert_eq!(missing, [""; 0], "message types that no line had");
     let types: BTreeSet<_> = seen.values().flatten().map(String::as_str).collect();
-    assert!(["error", "note", "exit_error", "status"].iter().all(|shared| types.contains(shared)), "{types:?}");
+    assert!(
+        ["error", "note", "exit_error", "program_output", "status"].iter().all(|shared| types.contains(shared)),
+        "{types:?}"
+    );
 }
 
 #[test]
@@ -237,11 +248,11 @@ fn types_of_all_commands_are_the_same() {
     let mut shared: BTreeMap<String, Value> = BTreeMap::new();
     for file in fs::read_dir(schemas()).unwrap() {
         let schema: Value = serde_json::from_str(&fs::read_to_string(file.unwrap().path()).unwrap()).unwrap();
-        for name in ["error", "note", "exit_error", "status"] {
+        for name in ["error", "note", "exit_error", "program_output", "status"] {
             if let Some(one) = schema["$defs"].get(name) {
                 assert_eq!(shared.entry(name.to_owned()).or_insert_with(|| one.clone()), one, "{}", schema["title"]);
             }
         }
     }
-    assert_eq!(shared.len(), 4);
+    assert_eq!(shared.len(), 5);
 }

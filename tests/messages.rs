@@ -396,6 +396,27 @@ fn problems_of_documents_are_always_shown() {
 }
 
 #[test]
+fn of_many_missing_documents_the_folder_and_the_first_are_shown() {
+    let site = Site::new();
+    site.brackfs(&["init", "repo", "--no-encryption"]).ok();
+    for number in 0..32 {
+        site.write("file", number.to_string());
+        site.backup(&[]).ok();
+    }
+    let mut lost: Vec<_> = common::snapshot_objects(&site);
+    lost.sort();
+    // The last run did not count its own snapshot.
+    lost.iter().for_each(|snapshot| fs::remove_file(snapshot).unwrap());
+    let run = site.brackfs(&["check"]).code(1);
+    assert_plain(&run, false);
+    let problems: Vec<_> = run.stderr.lines().filter(|line| line.contains("missing")).collect();
+    assert!(problems[0].starts_with("brackfs: snapshots/"), "{run}");
+    assert!(problems.len() <= 22 && run.stderr.contains(" more: -v shows all"), "{run}");
+    let whole = site.brackfs(&["check", "-v"]).code(1).stderr;
+    assert!(whole.lines().filter(|line| line.contains("missing")).count() >= 31, "{whole}");
+}
+
+#[test]
 fn problems_name_their_paths() {
     let site = ready();
     for name in ["e", "No such", "source/e"] {

@@ -736,3 +736,58 @@ fn settings_are_shown_with_their_places() {
     assert_eq!(json["sources"]["more"]["exclude"]["from"], format!("{}:13:11", file.display()));
     assert_eq!(json["targets"]["near"]["repository"]["value"], format!("\"{}\"", world.path("near").display()));
 }
+
+#[test]
+fn output_of_other_programs_is_json_if_messages_are() {
+    let world = World::new();
+    let hook = "[[hook]]\non = [\"before\"]\nrun = [\"sh\", \"-c\", \"echo out; printf err >&2\"]\n\
+        [[hook]]\non = [\"success\"]\nrun = [\"sh\", \"-c\", \"sleep 1000 & echo $! > background; echo done\"]\n";
+    let command = "[source.dump]\ncommand = [\"sh\", \"-c\", \"head -c 200000 /dev/zero | tr '\\\\0' x >&2; echo >&2; echo content\"]\n\
+        filename = \"x\"\nto = [\"near\"]\n";
+    world.configure(&format!("{hook}{command}"));
+    let run = world.brackfs(&["run", "dump", "--json"]).ok();
+    let lines: Vec<Value> = run.stderr.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of = |text: &str| {
+        let found = lines.iter().find(|line| line["text"] == text).unwrap_or_else(|| panic!("{text}: {run}"));
+        assert_eq!((&found["message_type"], &found["program"]), (&"program_output".into(), &"sh".into()), "{run}");
+    };
+    ["out", "err", "done"].into_iter().for_each(of);
+    // More than a pipe holds, in parts of a line.
+    let long = lines.iter().filter_map(|line| line["text"].as_str()).filter(|text| text.starts_with("xx"));
+    assert_eq!(long.map(str::len).sum::<usize>(), 200_000);
+    // Without --json it is as the programs wrote it.
+    let run = world.brackfs(&["run", "dump", "--only", "backup"]).ok();
+    assert!(run.stderr.starts_with("out\nerr") && run.stderr.ends_with("\ndone\n"), "{}", run.stderr.len());
+    let background = fs::read_to_string(world.path("background")).unwrap();
+    Command::new("kill").arg(background.trim()).status().unwrap();
+}
+
+#[test]
+fn steps_run_with_the_priority_of_their_source() {
+    let world = World::new();
+    let source = |name: &str, more: &str| {
+        format!(
+            "[source.{name}]\ncommand = [\"sh\", \"-c\", \"nice; ionice -p $$\"]\nfilename = \"x\"\nto = [\"near\"]\n{more}"
+        )
+    };
+    let sources = [
+        ("low", "nice = 15\nio-class = \"idle\"\n"),
+        ("high", "nice = 0\nio-class = \"best-effort 0\"\n"),
+        ("usual", ""),
+    ];
+    let sources: String = sources.into_iter().map(|(name, more)| source(name, more)).collect();
+    world.configure(&format!("{sources}[defaults]\nnice = 7\nio-class = \"best-effort 6\"\n"));
+    world.brackfs(&["config", "check"]).ok();
+    world.brackfs(&["run", "low", "high", "usual", "--only", "backup"]).ok();
+    // The tests may run with a lower priority.
+    let own = rustix::process::getpriority_process(None).unwrap();
+    let expect = |source: &str, nice: i32, class: &str| {
+        let printed = world.brackfs(&["cat", "--repo", "near", &format!("{source}/latest:x")]).ok().stdout;
+        assert_eq!(printed, format!("{}\n{class}\n", nice.max(own)), "{source}");
+    };
+    expect("low", 15, "idle");
+    expect("high", 0, "best-effort: prio 0");
+    expect("usual", 7, "best-effort: prio 6");
+    let shown = world.brackfs(&["config", "show"]).ok();
+    assert!(shown.stdout.contains("nice = 15") && shown.stdout.contains("io-class = \"idle\""), "{shown}");
+}

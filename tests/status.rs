@@ -99,6 +99,16 @@ fn the_code_is_of_the_worst_backup_and_no_target_is_opened() {
     assert_eq!((&status["backups"][0]["snapshots"], &status["backups"][1]["snapshots"]), (&2.into(), &1.into()));
     assert_eq!(status["backups"][1]["last_success"]["files"], 2);
     assert!(status["targets"][0]["stored_bytes"].as_u64().unwrap() > 0);
+    // Those of the kept snapshots.
+    let listed = machine.brackfs(&["status"]).ok().stdout;
+    let db = Connection::open(
+        common::paths_below(&machine.site.state()).into_iter().find(|path| path.ends_with("catalog.sqlite")).unwrap(),
+    )
+    .unwrap();
+    let sum = "SELECT sum(stored) FROM snapshots JOIN sources ON sources.id = source WHERE name = 'etc'";
+    let sum = db.query_row(sum, [], |row| row.get::<_, i64>(0)).unwrap();
+    assert_eq!(status["backups"][0]["stored_bytes"], sum);
+    assert!(sum > 0 && listed.contains(" stored\n"), "{listed}");
     assert_eq!(status["last_run"]["code"], 0);
     // A backup that is too old is worse than one that was never made, and a failure is worse than both.
     machine.alter(&format!("UPDATE steps SET ended = ended - 2 * {DAY} WHERE source = 'etc'"));
@@ -359,6 +369,7 @@ fn prometheus_gets_the_same_text_as_the_file() {
     let has = |line: &str| assert!(text.lines().any(|it| it == line), "{line}\n{text}");
     has("brackfs_run_exit_code 0");
     has("brackfs_snapshots{source=\"home\",target=\"nas\"} 1");
+    assert!(text.contains("\nbrackfs_snapshots_stored_bytes{source=\"home\",target=\"nas\"} "), "{text}");
     has("brackfs_max_age_seconds{source=\"home\",target=\"nas\"} 129600");
     has("brackfs_last_run_failed{step=\"prune\",source=\"\",target=\"nas\"} 0");
     has(&format!("brackfs_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION")));

@@ -171,7 +171,7 @@ impl<'a> Pipeline<'a> {
             }
             (Origin::Stream(stream), Some(readers), Some(source)) => {
                 let (chunker, lane) = (&readers.setup.chunker, &readers.lanes.large);
-                let mut walk = PipeWalk { past, source, outbox, chunker, lane, started, stop };
+                let mut walk = PipeWalk { past, source, outbox, chunker, lane, started, monitor, stop };
                 Box::new(move || match walk.send(stream) {
                     Ok(counts) => (counts, Ok(())),
                     Err(stop) => (WalkCounts::default(), Err(stop)),

@@ -172,8 +172,10 @@ impl Checker<'_> {
                 }
                 format!("the check of the block at {offset} does not match {}", self.index_name(index))
             }
-            Err(error) if is_stored => format!("it does not match {}: {error}", self.index_name(index)),
-            Err(error) => format!("the block at {offset} is not the one that was stored: {error}"),
+            Err(error) if is_stored => {
+                format!("the block at {offset} does not match {}: {}", self.index_name(index), error.without_place())
+            }
+            Err(error) => format!("the block at {offset} is not the one that was stored: {}", error.without_place()),
         };
         reading.is_damaged = true;
         self.flaw(block.at.pack, why);

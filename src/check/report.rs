@@ -131,6 +131,9 @@ impl<'a> Report<'a> {
             Err(error) => self.away = Some(error),
         }
         if !self.is_outdated && self.away.is_none() {
+            // Of a lost folder before its documents, and of documents before all that need them.
+            let mut doubts = doubts;
+            doubts.sort_by_key(|doubt| (!is_folder(&doubt.path), !is_document(&doubt.path)));
             for Doubt { object, path, why } in doubts {
                 self.problem_of(object.as_deref(), &path, &why);
             }
@@ -173,10 +176,15 @@ impl<'a> Report<'a> {
     }
 }
 
+/// Whether this is a folder of the repository.
+fn is_folder(path: &Path) -> bool {
+    path.to_str().is_some_and(|path| name::FOLDERS.contains(&path))
+}
+
 /// Whether this is a folder, or an object other than a pack. There may be many packs and entries of snapshots.
 fn is_document(path: &Path) -> bool {
     let is_document = |object: &str| name::is_object(object) && name::parse_pack(object).is_none();
-    path.to_str().is_some_and(|path| !path.contains('/') || name::FOLDERS.contains(&path) || is_document(path))
+    is_folder(path) || path.to_str().is_some_and(|path| !path.contains('/') || is_document(path))
 }
 
 fn set_of(names: &[String]) -> NameSet {

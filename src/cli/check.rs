@@ -36,6 +36,9 @@ const CACHE: u64 = 16 << 20;
 /// If an index names a snapshot that is missing, a note says so. It is an error once a later run has counted the snapshot;
 /// until then, the backup may have been interrupted.
 ///
+/// A line shows the progress on a terminal, and SIGUSR1 prints it. Without --read-data, the percentage is an estimate: of
+/// all chunks in indexes, some may be needed by no snapshot.
+///
 /// Problems are reported, and nothing is changed. Data shared by several snapshots is checked once. A check needs a
 /// temporary file of about 50 bytes per chunk in $TMPDIR, or else /var/tmp. To check without a key whether a disk kept
 /// the packs intact, run b3sum: cd REPO && find sums -type f -exec cat {} + | b3sum --check. To compare the repository
@@ -55,7 +58,7 @@ pub(super) struct Args {
     ///
     /// The result is the last line on standard output. It has message_type summary, and snapshots, directories, files, chunks,
     /// packs, problems. Problems are written to standard error, with message_type error, path and message. Progress is
-    /// written as by backup --json.
+    /// written as by backup --json. Status objects count packs as files with --read-data, and otherwise chunks.
     #[arg(long)]
     json: bool,
 }

@@ -14,7 +14,6 @@ use super::global::Global;
 use super::output;
 use super::reader_args::{DiskCacheArgs, DiskCaching, ReaderArgs, SMALL_CACHE, select};
 use super::show::{self, size};
-use super::signals::end_on_signals;
 use crate::archive::{EntryHandle, EntryRef, Selector};
 use crate::format::Kind;
 use crate::format::name::SnapshotName;
@@ -81,7 +80,6 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let selectors = (parse(&args.before)?, parse(&args.after)?);
     let monitor = global.monitor(args.json);
     let archive = args.reader.open_archive(global, &monitor, SMALL_CACHE, (&args.disk, DiskCaching::Fill))?;
-    end_on_signals()?;
     let before = select(&*archive, &selectors.0, &monitor)?;
     let after = select(&*archive, &selectors.1, &monitor)?;
     let trees = (

@@ -14,7 +14,6 @@ use super::global::Global;
 use super::output;
 use super::reader_args::{DiskCacheArgs, DiskCaching, LARGE_CACHE, ReaderArgs, select};
 use super::show::size;
-use super::signals::end_on_signals;
 use crate::archive::Selector;
 use crate::dump;
 use crate::monitor::count;
@@ -65,7 +64,6 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let out = File::from(stdout.as_fd().try_clone_to_owned().context("cannot write to standard output")?);
     let monitor = global.monitor(false);
     let archive = args.reader.open_archive(global, &monitor, LARGE_CACHE, (&args.disk, DiskCaching::Read))?;
-    end_on_signals()?;
     let snapshot = select(&*archive, &selector, &monitor)?;
     let listed = archive.at_path(&snapshot, &selector.path)?;
     monitor.start();

@@ -13,7 +13,6 @@ use super::global::Global;
 use super::output;
 use super::reader_args::{DiskCacheArgs, DiskCaching, ReaderArgs, SMALL_CACHE, select};
 use super::show;
-use super::signals::end_on_signals;
 use crate::archive::Selector;
 use crate::format::{Kind, Timestamp};
 use crate::history::{Match, Query, SearchScope, find};
@@ -119,7 +118,6 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     }
     let monitor = global.monitor(args.json);
     let archive = args.reader.open_archive(global, &monitor, SMALL_CACHE, (&args.disk, DiskCaching::Fill))?;
-    end_on_signals()?;
     let within = match selector {
         Some(selector) => SearchScope::One(select(&*archive, &selector, &monitor)?),
         None => SearchScope::All(args.source.clone()),

@@ -246,7 +246,7 @@ fn targets(out: &mut String, overview: &Overview) {
     );
     for target in &overview.targets {
         let TargetOverview { name, prune, check, known, .. } = target;
-        let snapshots = known.as_ref().map(|known| known.snapshots.values().sum::<u64>().to_string());
+        let snapshots = known.as_ref().map(|known| known.snapshots().to_string());
         let stored = known.as_ref().map(|known| size(known.stored_bytes));
         let _ = writeln!(
             out,

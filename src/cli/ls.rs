@@ -14,7 +14,6 @@ use super::global::Global;
 use super::output;
 use super::reader_args::{DiskCacheArgs, DiskCaching, ReaderArgs, SMALL_CACHE, select};
 use super::show;
-use super::signals::end_on_signals;
 use crate::archive::{Archive, EntryHandle, Selector, SnapshotDirectory, TreeWalk, WalkStep};
 use crate::format::Kind;
 
@@ -56,7 +55,6 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let selector = Selector::parse(args.what.as_bytes()).map_err(Usage)?;
     let monitor = global.monitor(args.json);
     let archive = args.reader.open_archive(global, &monitor, SMALL_CACHE, (&args.disk, DiskCaching::Fill))?;
-    end_on_signals()?;
     let snapshot = select(&*archive, &selector, &monitor)?;
     let listed = archive.at_path(&snapshot, &selector.path)?;
     let mut out = std::io::BufWriter::new(output::stdout());

@@ -176,6 +176,10 @@ pub fn main() -> ExitCode {
         Err(error) if error.kind() == ErrorKind::MissingSubcommand && !json => return help(&arguments),
         Err(error) => return unparsed(error, &arguments, json),
     };
+    // A mount handles signals in its own way.
+    if !matches!(command, Command::Mount(_)) {
+        signals::end_on_signals();
+    }
     let result = match process::refusal(command.prints()) {
         Some(why) => Err(anyhow::anyhow!(why)),
         None => log::start(global.log.as_deref()).and_then(|()| log::around(command.name(), || run(&command, &global))),

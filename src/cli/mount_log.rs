@@ -34,7 +34,7 @@ struct Inner {
     recent: Mutex<Recent>,
 }
 
-/// The messages written in the current period.
+/// The messages written in the current period, by the digests of what they are about.
 struct Recent {
     since: Instant,
     messages: HashSet<Digest>,
@@ -50,9 +50,14 @@ impl Log {
     }
 
     fn log(&self, text: &str) {
+        self.log_once(text, text);
+    }
+
+    /// Writes a text, unless another one about the same thing was written in this period.
+    fn log_once(&self, about: &str, text: &str) {
         let Some(inner) = &self.0 else { return };
         let text = &*worded(text);
-        let room = inner.recent.lock().unwrap_or_else(PoisonError::into_inner).take(text, Instant::now());
+        let room = inner.recent.lock().unwrap_or_else(PoisonError::into_inner).take(about, Instant::now());
         // Errors are ignored: a full disk must not end the mount.
         let _ = match room {
             Room::Free => inner.write(text),
@@ -73,11 +78,11 @@ enum Room {
 }
 
 impl Recent {
-    fn take(&mut self, text: &str, now: Instant) -> Room {
+    fn take(&mut self, about: &str, now: Instant) -> Room {
         if now.duration_since(self.since) >= PERIOD {
             *self = Recent { since: now, messages: HashSet::new() };
         }
-        if self.messages.len() >= MAX_MESSAGES || !self.messages.insert(Digest::of(text.as_bytes())) {
+        if self.messages.len() >= MAX_MESSAGES || !self.messages.insert(Digest::of(about.as_bytes())) {
             return Room::Taken;
         }
         if self.messages.len() == MAX_MESSAGES { Room::Last } else { Room::Free }
@@ -103,6 +108,11 @@ fn open(path: &Path) -> io::Result<File> {
 impl Monitor for Log {
     fn problem(&self, path: &Path, message: &str) {
         self.log(&format!("{}: {message}", path.display()));
+    }
+
+    fn problem_of(&self, object: &str, path: &Path, message: &str) {
+        let text = format!("{}: {message}; other files that need {object} are not listed for an hour", path.display());
+        self.log_once(object, &text);
     }
 
     fn note(&self, message: &str) {
@@ -135,6 +145,20 @@ mod tests {
         for (seconds, room) in [(0, Room::Free), (3599, Room::Taken), (3600, Room::Free), (7199, Room::Taken)] {
             assert_eq!(recent.take("damaged", now + Duration::from_secs(seconds)), room, "after {seconds} s");
         }
+    }
+
+    #[test]
+    fn a_lost_object_is_written_once_and_not_for_each_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = Log::open(folder.path()).unwrap();
+        for object in ["packs/aa", "packs/bb"] {
+            for file in 0..9 {
+                log.problem_of(object, Path::new(&format!("/{file}")), "its data is lost");
+            }
+        }
+        let lines = lines(folder.path(), NAME);
+        assert_eq!(lines.len(), 2);
+        assert!(lines[1].ends_with(" /0: its data is lost; other files that need packs/bb are not listed for an hour"));
     }
 
     #[test]

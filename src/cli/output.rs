@@ -53,7 +53,16 @@ pub(super) fn error(line: impl Display) {
 
 /// Writes the last line of a failed command with --json. Like restic's, it is on standard error.
 pub(super) fn exit_error(code: u8, message: &str) {
-    error(show::json(&json!({ "message_type": "exit_error", "code": code, "message": message })));
+    error(exit_error_object(code, message));
+}
+
+/// The same line, for a signal handler to write.
+pub(super) fn exit_error_line(code: u8, message: &str) -> String {
+    line(Priority::Error, &exit_error_object(code, message))
+}
+
+fn exit_error_object(code: u8, message: &str) -> String {
+    show::json(&json!({ "message_type": "exit_error", "code": code, "message": message }))
 }
 
 /// A note as a line on standard error.
@@ -64,12 +73,20 @@ pub(super) fn note_line(message: &str) -> String {
     }
 }
 
+/// A line of another program as an object, with --json.
+pub(super) fn program_line(program: &str, line: &str) -> String {
+    show::json(&json!({ "message_type": "program_output", "program": program, "text": line }))
+}
+
 /// Writes a message to standard error. Errors are ignored: there is no other place to report them.
 pub(super) fn write(priority: Priority, text: impl Display) {
-    let _ = match systemd::has_journal() {
-        true => writeln!(io::stderr(), "{}", prioritized(priority, &text.to_string())),
-        false => writeln!(io::stderr(), "{text}"),
-    };
+    // One call, so that other programs with the same standard error do not write in between.
+    let _ = io::stderr().write_all((line(priority, &text.to_string()) + "\n").as_bytes());
+}
+
+/// A message as it is written.
+fn line(priority: Priority, text: &str) -> String {
+    if systemd::has_journal() { prioritized(priority, text) } else { text.to_owned() }
 }
 
 /// The text with the priority in front of each line.

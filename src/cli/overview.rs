@@ -195,11 +195,12 @@ fn heads(overview: &Overview, style: Style) -> Vec<String> {
     trimmed.filter(|line| !line.is_empty()).collect()
 }
 
-/// The number of snapshots, and the size of the source.
+/// The number of snapshots, the size of the source, and the bytes that were stored for the snapshots.
 pub(super) fn sizes(backups: &Backups) -> String {
-    let snapshots = backups.snapshots.map(|number| count(number, "snapshot", "snapshots"));
+    let snapshots = backups.snapshots.map(|kept| count(kept.count, "snapshot", "snapshots"));
+    let stored = backups.snapshots.map(|kept| format!("{} stored", size(kept.stored_bytes)));
     let counts = backups.tries.completed.as_ref().and_then(|entry| entry.counts);
-    let parts = [snapshots, counts.map(|counts| size(counts.bytes))];
+    let parts = [snapshots, counts.map(|counts| size(counts.bytes)), stored];
     parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
@@ -243,8 +244,7 @@ fn of_target(overview: &Overview, target: &TargetOverview, style: Style) -> Stri
     if let Some(known) = &target.known {
         let of_it = overview.backups.iter().filter(|backups| backups.target == target.name);
         let sources: u64 = of_it.filter_map(|it| Some(it.tries.completed.as_ref()?.counts?.bytes)).sum();
-        let snapshots = known.snapshots.values().sum();
-        parts.push(count(snapshots, "snapshot", "snapshots"));
+        parts.push(count(known.snapshots(), "snapshot", "snapshots"));
         parts.push(format!("{} in {} stored", size(sources), size(known.stored_bytes)));
     }
     parts.push(tries("pruned", "prune", &target.prune, overview.now));

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use anyhow::Result;
 
 use super::exit::NoSecret;
-use super::terminal;
+use super::{output, terminal};
 use crate::crypt::{self, Passphrase};
 
 /// How often the terminal is asked for a passphrase.
@@ -78,16 +78,18 @@ fn from_environment() -> Result<Option<Passphrase>> {
 
 fn from_command(command: &OsString) -> Result<Passphrase> {
     let name = "BRACKFS_PASSPHRASE_COMMAND";
-    let output = Command::new("sh")
+    let is_json = output::is_json();
+    let result = Command::new("sh")
         .arg("-c")
         .arg(command)
-        .stderr(Stdio::inherit())
+        .stderr(if is_json { Stdio::piped() } else { Stdio::inherit() })
         .output()
         .map_err(|e| NoSecret(format!("{name}: cannot run sh: {e}")))?;
-    if !output.status.success() {
-        return Err(NoSecret(format!("{name} failed ({})", output.status)).into());
+    String::from_utf8_lossy(&result.stderr).lines().for_each(|line| output::message(output::program_line(name, line)));
+    if !result.status.success() {
+        return Err(NoSecret(format!("{name} failed ({})", result.status)).into());
     }
-    from_bytes(output.stdout, name)
+    from_bytes(result.stdout, name)
 }
 
 /// Newlines at the end do not belong to the passphrase.

@@ -71,7 +71,8 @@ pub(super) struct Args {
     /// Print one JSON object for each step, and one with the result
     ///
     /// An object of a step has message_type step, step (hook, backup, forget, prune or check), source and target (null if it has
-    /// none), outcome (done, problems, skipped or failed), message, and seconds. The last object has message_type summary,
+    /// none), outcome (done, problems, skipped or failed), message, and seconds. Output of hooks, and standard error of the
+    /// commands of sources, are objects with message_type program_output, program and text on standard error. The last object has message_type summary,
     /// dry_run, steps (their number) and code (the exit code).
     #[arg(long)]
     json: bool,
@@ -128,8 +129,8 @@ impl Caller for Program<'_> {
         monitor.finish();
     }
 
-    fn note(&self, message: &str) {
-        self.monitor.note(message);
+    fn monitor(&self) -> &dyn Monitor {
+        self.monitor
     }
 
     fn ended(&self, row: &Row) {

@@ -4,17 +4,17 @@ use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::panic::resume_unwind;
 use std::process::ExitCode;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use super::{exit, terminal};
+use super::{exit, output, terminal};
 use crate::failure::FailureKind;
 use crate::storage::Interrupt;
+use crate::sys::signals::{end_at_once, ending};
 
 /// Exit code after a signal.
 pub(super) const INTERRUPTED: u8 = exit::code(FailureKind::Interrupted);
@@ -47,6 +47,22 @@ pub(super) fn run_in_thread(run: impl Fn() -> Result<ExitCode> + Sync) -> Result
     })
 }
 
+/// Whether the first signal ends the process at once.
+static AT_ONCE: LazyLock<Arc<AtomicBool>> = LazyLock::new(|| Arc::new(AtomicBool::new(true)));
+
+/// Makes the first signal end the process at once, until a command has work that it must finish: see [`stop_on_signals`].
+pub(super) fn end_on_signals() {
+    for signal in ending() {
+        // Without a handler, a signal ends the process as well.
+        let _ = end_at_once(signal, AT_ONCE.clone(), INTERRUPTED, last_line("interrupted"));
+    }
+}
+
+/// The last line on standard error of a process that a signal ends at once. It is empty without --json.
+fn last_line(message: &str) -> Vec<u8> {
+    if output::is_json() { (output::exit_error_line(INTERRUPTED, message) + "\n").into_bytes() } else { Vec::new() }
+}
+
 /// A flag that the first signal sets. A second signal ends the process at once, and so does the end of [`GRACE`].
 pub(super) fn stop_on_signals() -> Result<Arc<AtomicBool>> {
     stop_within(GRACE)
@@ -61,13 +77,14 @@ fn stop_within(grace: Duration) -> Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let failed = "cannot install signal handlers";
     let (mut waiting, wake) = UnixStream::pair().context(failed)?;
-    for signal in [SIGINT, SIGTERM, SIGHUP] {
+    for signal in ending() {
         // In this order: the first handler checks the flag before the second one sets it.
-        signal_hook::flag::register_conditional_shutdown(signal, INTERRUPTED.into(), stop.clone())
-            .and_then(|_| signal_hook::flag::register(signal, stop.clone()))
+        end_at_once(signal, stop.clone(), INTERRUPTED, last_line("interrupted by a second signal"))
+            .and_then(|()| signal_hook::flag::register(signal, stop.clone()))
             .and_then(|_| signal_hook::low_level::pipe::register(signal, wake.try_clone()?))
             .context(failed)?;
     }
+    AT_ONCE.store(false, Ordering::Relaxed);
     let end = move || {
         if waiting.read_exact(&mut [0]).is_ok() {
             if terminal::is_interactive() {
@@ -82,13 +99,4 @@ fn stop_within(grace: Duration) -> Result<Arc<AtomicBool>> {
     // Without this thread, a second signal still ends the process.
     let _ending = thread::Builder::new().name("ending".into()).spawn(end);
     Ok(stop)
-}
-
-/// Makes the first signal end the process with code 130, for commands that only read and print.
-pub(super) fn end_on_signals() -> Result<()> {
-    for signal in [SIGINT, SIGTERM, SIGHUP] {
-        signal_hook::flag::register_conditional_shutdown(signal, INTERRUPTED.into(), Arc::new(AtomicBool::new(true)))
-            .context("cannot install signal handlers")?;
-    }
-    Ok(())
 }

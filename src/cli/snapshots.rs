@@ -12,7 +12,6 @@ use super::output;
 use super::reader_args::{FirstUse, ReaderArgs, SMALL_CACHE};
 use super::repository_arg::Use;
 use super::show::{self, local_name_time, name_time, size};
-use super::signals::end_on_signals;
 use crate::archive::Archive;
 use crate::catalog::{Catalog, Presence, SnapshotRow};
 use crate::failure::Failure;
@@ -75,7 +74,6 @@ struct ListedSnapshot {
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let monitor = global.monitor(args.json);
-    end_on_signals()?;
     let ahead = if args.reader.key.is_some() { Repository::reads_of_readers() } else { Vec::new() };
     let repository = args.reader.repository.resolve(global)?.open(Use::Command, global, ahead)?;
     let state = RepositoryState::new(&global.state()?, repository.id());

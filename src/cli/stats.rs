@@ -11,7 +11,6 @@ use super::global::Global;
 use super::output;
 use super::repository_arg::RepositoryArg;
 use super::show::{self, local_name_time, name_time, size};
-use super::signals::end_on_signals;
 use crate::catalog::{Catalog, Presence, SnapshotRow, UsedSizes};
 use crate::state::RepositoryState;
 
@@ -44,7 +43,6 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
-    end_on_signals()?;
     let repository = args.repository.open(global)?;
     let state = RepositoryState::new(&global.state()?, repository.id());
     let catalog = Catalog::view(&state.catalog_path(), repository.id())?;

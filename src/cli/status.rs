@@ -18,23 +18,25 @@ use crate::config::SourceConfig;
 use crate::format::Timestamp;
 use crate::job::Entry;
 use crate::monitor::count;
-use crate::overview::{BackupState, Backups, Overview, TargetOverview, Tries, Verdict, calendar, metrics};
+use crate::overview::{BackupState, Backups, Known, Overview, TargetOverview, Tries, Verdict, calendar, metrics};
 
 /// Show whether all backups are fresh
 ///
 /// Needs no key and opens no target, so targets may be offline. The configuration says which backups there should be; the
 /// record of runs and the catalogs on this machine say which were made. Run it as the user who runs the backups.
 ///
-/// For each source on each target: its state, the age of the last completed backup, the number of snapshots and the size of
-/// the source. Below them, a mark for each of the last 30 days (of the best backup on that local day), and a bar for each of
+/// For each source on each target: its state, the age of the last completed backup, the number of snapshots, the size of
+/// the source, and the bytes that the backups of these snapshots added to the repository. Below them, a mark for each of the last 30 days (of the best backup on that local day), and a bar for each of
 /// the last 30 backups (the bytes that it stored). For each target: the number of all snapshots, the size of the sources and of
 /// the data stored for them, the last prune and the last check, and recipients whose certificates expire within 30 days.
 ///
 /// A state is ok; problems (the last backup is fresh, but not complete); skipped (fresh, and skipped since then); LATE (older
 /// than --max-age); FAILED (the last try failed); or never.
 ///
-/// All steps of `brackfs run` are recorded. A backup, prune or check by hand is recorded when it completes, if the repository
-/// is named as a configured target (such as @nas). For a backup, the source must also be configured for this target, and there
+/// All steps of `brackfs run` are recorded. A backup, prune or check by hand is recorded if the repository is named as a
+/// configured target (such as @nas), but not if it could not begin: because of wrong usage or a wrong key, or because there is
+/// no repository or another run is writing to it. A step whose process was killed, or that a crash or power failure ended,
+/// counts as failed, and is called interrupted; its time is that of its beginning. For a backup, the source must also be configured for this target, and there
 /// must be no --time. Other commands are not recorded, nor are those with a repository given as a path or URL, on other
 /// machines, or by other users.
 #[derive(Debug, clap::Args)]
@@ -65,7 +67,8 @@ pub(super) struct Args {
     /// json is an object with message_type summary, code (the exit code), last_run (time and code, or null), backups and
     /// targets. An object in backups has source, target, state, age_seconds, max_age_seconds, last_try and last_success (each
     /// null, or with time, outcome, message, seconds, and files, bytes, stored_bytes and problems or null), skipped (the reason
-    /// or null), last_forget, snapshots, and days (the outcomes of the last 30 days, null for days without a backup). An object
+    /// or null), last_forget, snapshots, stored_bytes (that the
+    /// backups of these snapshots added to the repository), and days (the outcomes of the last 30 days, null for days without a backup). An object
     /// in targets has name, snapshots, stored_bytes, last_prune, last_check, recipients (fingerprint, user_id, expires,
     /// problem), and problem. Unknown values are null.
     #[arg(long, value_name = "FORM", value_enum, default_value_t = Form::Text)]
@@ -190,7 +193,8 @@ fn of_backups(backups: &Backups, now: i64) -> Value {
         "last_success": backups.tries.completed.as_ref().map(of_entry),
         "skipped": backups.skipped.as_ref().map(|entry| entry.message.as_str()),
         "last_forget": backups.forget.tried.as_ref().map(of_entry),
-        "snapshots": backups.snapshots,
+        "snapshots": backups.snapshots.map(|kept| kept.count),
+        "stored_bytes": backups.snapshots.map(|kept| kept.stored_bytes),
         "days": days.iter().map(|day| day.ending.map(|ending| ending.name())).collect::<Vec<_>>(),
     })
 }
@@ -206,7 +210,7 @@ fn of_target(target: &TargetOverview) -> Value {
     });
     json!({
         "name": target.name,
-        "snapshots": target.known.as_ref().map(|known| known.snapshots.values().sum::<u64>()),
+        "snapshots": target.known.as_ref().map(Known::snapshots),
         "stored_bytes": target.known.as_ref().map(|known| known.stored_bytes),
         "last_prune": target.prune.tried.as_ref().map(of_entry),
         "last_check": target.check.tried.as_ref().map(of_entry),

@@ -27,7 +27,7 @@ const JSON_INTERVAL: Duration = Duration::from_secs(1);
 const STATUS_INTERVAL: Duration = Duration::from_secs(3);
 /// Width of a terminal that does not report it.
 const COLUMNS: usize = 80;
-/// The number of problems of a run that are shown without --verbose.
+/// The number of problems of a run, and of main problems, that are shown without --verbose.
 const SHOWN_PROBLEMS: u64 = 20;
 
 /// The view of the run whose progress is shown, which messages must not tear.
@@ -84,8 +84,9 @@ pub(super) struct Terminal {
     ticker: Mutex<Option<Ticker>>,
     /// Whether the run has begun, which then reports the problems that were not shown.
     is_started: AtomicBool,
-    /// The number of problems outside of lost objects.
+    /// The number of problems outside of lost objects, and of main problems.
     problems: AtomicU64,
+    main_problems: AtomicU64,
     /// The number of entries that need lost objects and were not shown.
     hidden: AtomicU64,
 }
@@ -128,6 +129,7 @@ impl Terminal {
             ticker: Mutex::new(None),
             is_started: AtomicBool::new(false),
             problems: AtomicU64::new(0),
+            main_problems: AtomicU64::new(0),
             hidden: AtomicU64::new(0),
         }
     }
@@ -158,7 +160,9 @@ impl Terminal {
 
     /// Says how many problems were not shown.
     fn count_hidden(&self) {
-        match self.problems.swap(0, Ordering::Relaxed).saturating_sub(SHOWN_PROBLEMS) {
+        let [problems, main] = [&self.problems, &self.main_problems]
+            .map(|counter| counter.swap(0, Ordering::Relaxed).saturating_sub(SHOWN_PROBLEMS));
+        match problems + main {
             0 => {}
             _ if self.view.whole => {}
             more => self.view.message(Priority::Warning, &format!("brackfs: and {more} more: -v shows all")),
@@ -208,16 +212,13 @@ impl View {
     }
 }
 
-impl Monitor for Terminal {
-    fn problem(&self, path: &Path, message: &str) {
-        let earlier =
-            if self.is_started.load(Ordering::Relaxed) { self.problems.fetch_add(1, Ordering::Relaxed) } else { 0 };
-        if earlier < SHOWN_PROBLEMS || self.view.whole {
-            self.main_problem(path, message);
+impl Terminal {
+    /// Shows a problem, unless this many of its kind were shown.
+    fn show_problem(&self, counter: &AtomicU64, path: &Path, message: &str) {
+        let earlier = if self.is_started.load(Ordering::Relaxed) { counter.fetch_add(1, Ordering::Relaxed) } else { 0 };
+        if earlier >= SHOWN_PROBLEMS && !self.view.whole {
+            return;
         }
-    }
-
-    fn main_problem(&self, path: &Path, message: &str) {
         let (view, path) = (&self.view, path.to_string_lossy());
         if view.json {
             let object = json!({ "message_type": "error", "path": path, "message": words(message, true) });
@@ -227,9 +228,28 @@ impl Monitor for Terminal {
             view.message(Priority::Warning, &printable(&format!("brackfs: {text}")));
         }
     }
+}
+
+impl Monitor for Terminal {
+    fn problem(&self, path: &Path, message: &str) {
+        self.show_problem(&self.problems, path, message);
+    }
+
+    fn main_problem(&self, path: &Path, message: &str) {
+        self.show_problem(&self.main_problems, path, message);
+    }
+
+    fn takes_output(&self) -> bool {
+        self.view.json
+    }
+
+    fn output(&self, program: &str, line: &str) {
+        self.view.message(Priority::Info, &output::program_line(program, line));
+    }
 
     fn problem_of(&self, _object: &str, path: &Path, message: &str) {
-        if self.view.whole {
+        // A mount in the foreground never starts and ends a run.
+        if self.view.whole || !self.is_started.load(Ordering::Relaxed) {
             self.problem(path, message);
         } else {
             self.hidden.fetch_add(1, Ordering::Relaxed);

@@ -14,7 +14,6 @@ use super::global::Global;
 use super::output;
 use super::reader_args::{DiskCacheArgs, DiskCaching, ReaderArgs, SMALL_CACHE};
 use super::show::{self, local, local_name_time, name_time, size};
-use super::signals::end_on_signals;
 use crate::archive::EntryHandle;
 use crate::format::name::SnapshotName;
 use crate::format::{Digest, Kind};
@@ -61,7 +60,6 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let monitor = global.monitor(args.json);
     let archive = args.reader.open_archive(global, &monitor, SMALL_CACHE, (&args.disk, DiskCaching::Fill))?;
-    end_on_signals()?;
     let path = args.path.as_bytes();
     // Unbuffered, since the search for the next version can take long.
     let mut out = output::stdout();

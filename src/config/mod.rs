@@ -6,6 +6,7 @@
 //! - [`files`]: finding and reading the files
 //! - [`value`]: TOML values with their places; [`place`]: places and mistakes
 //! - [`settings`]: the settings of one thing, from all tables that may have them
+//! - [`priority`]: the priority of steps
 //! - [`source`], [`target`], [`hook`], [`check`], [`report`]: the parts of a configuration
 //! - [`secret`]: secrets, which are stored elsewhere; [`name`]: names of sources and targets
 
@@ -15,6 +16,7 @@ mod files;
 mod hook;
 mod name;
 mod place;
+mod priority;
 mod report;
 mod secret;
 mod settings;
@@ -30,6 +32,7 @@ pub use check::CheckConfig;
 pub use error::Error;
 pub use hook::{Hook, Moment, OnFailure};
 pub use place::{Mistake, Place};
+pub use priority::{IoClass, Priority};
 pub use report::{Ping, Report};
 pub use secret::Secret;
 pub use settings::Used;
@@ -52,6 +55,8 @@ pub struct Config {
     pub sources: Vec<SourceConfig>,
     /// The hooks, in the order of the files.
     pub hooks: Vec<Hook>,
+    /// The priority of steps that belong to no source.
+    pub priority: Priority,
     /// How often targets are checked; `None` for never.
     pub check: Option<CheckConfig>,
     /// Where a run is reported.
@@ -150,9 +155,7 @@ impl<'a> Parts<'a> {
     fn read(&self, mistakes: &mut Mistakes) -> Config {
         let names = |parts: &[Part<'a>]| parts.iter().map(|part| part.name).collect::<Vec<_>>();
         let (target_names, source_names) = (names(&self.targets), names(&self.sources));
-        if let Some(defaults) = self.defaults {
-            SourceConfig::check_defaults(defaults, &target_names, mistakes);
-        }
+        let priority = self.defaults.map(|table| SourceConfig::read_defaults(table, &target_names, mistakes));
         let target =
             |part: &Part<'_>, mistakes: &mut Mistakes| TargetConfig::read(part.name, part.place, part.table, mistakes);
         let targets = self.targets.iter().filter_map(|part| target(part, mistakes)).collect();
@@ -177,7 +180,7 @@ impl<'a> Parts<'a> {
             settings.end();
             check
         });
-        Config { targets, sources, hooks, check, report }
+        Config { targets, sources, hooks, priority: priority.unwrap_or_default(), check, report }
     }
 
     /// The tables of a source and of those that it inherits from, nearest first. It is a mistake if they go round in a circle or

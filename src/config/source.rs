@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::place::{Mistakes, Place, suggestion};
+use super::priority::Priority;
 use super::settings::{Settings, Used, absolute};
 use super::target::Conditions;
 use super::value::Table;
@@ -29,6 +30,8 @@ pub struct SourceConfig {
     pub snapshot: Option<FileSystemSnapshot>,
     /// When it is skipped.
     pub conditions: Conditions,
+    /// The priority of its backups and of the removal of its snapshots.
+    pub priority: Priority,
     /// The age up to which a backup is fresh.
     pub max_age: Duration,
     /// The settings of the files.
@@ -75,7 +78,7 @@ impl SourceConfig {
         let mut settings = Settings::new(what, tables, mistakes);
         inherited.iter().for_each(|value| settings.note_use("exclude-also", value));
         let mut options = Options::default();
-        let Shared { to, keep, snapshot, conditions, max_age } = shared(&mut settings, &mut options, targets);
+        let Shared { to, keep, snapshot, conditions, priority, max_age } = shared(&mut settings, &mut options, targets);
         options.selection.source = Some(name.to_owned());
         options.selection.exclude.extend(super::value::texts(&inherited));
         settings.accept("inherit");
@@ -87,19 +90,30 @@ impl SourceConfig {
         let used = settings.end();
         content?;
         let to = to.filter(|_| is_right);
-        Some(SourceConfig { name: name.to_owned(), to: to?, options, keep, snapshot, conditions, max_age, used })
+        Some(SourceConfig {
+            name: name.to_owned(),
+            to: to?,
+            options,
+            keep,
+            snapshot,
+            conditions,
+            priority,
+            max_age,
+            used,
+        })
     }
 
-    /// Notes the mistakes of `[defaults]`.
-    pub(super) fn check_defaults(table: &Table, targets: &[&str], mistakes: &mut Mistakes) {
+    /// Notes the mistakes of `[defaults]`. Returns the priority of steps that belong to no source.
+    pub(super) fn read_defaults(table: &Table, targets: &[&str], mistakes: &mut Mistakes) -> Priority {
         let mut settings = Settings::new("defaults", vec![table], mistakes);
-        shared(&mut settings, &mut Options::default(), targets);
+        let Shared { priority, .. } = shared(&mut settings, &mut Options::default(), targets);
         for key in CONTENT.into_iter().chain(["inherit"]) {
             if let Some(value) = settings.find(key) {
                 settings.wrong(&value.place, key, "belongs in a source");
             }
         }
         settings.end();
+        priority
     }
 }
 
@@ -109,6 +123,7 @@ struct Shared {
     keep: Option<Policy>,
     snapshot: Option<FileSystemSnapshot>,
     conditions: Conditions,
+    priority: Priority,
     max_age: Duration,
 }
 
@@ -146,6 +161,7 @@ fn shared(settings: &mut Settings<'_>, options: &mut Options, targets: &[&str]) 
         keep: keep(settings),
         snapshot: snapshot(settings),
         conditions: Conditions::read(settings),
+        priority: Priority::read(settings),
         max_age: settings.quantity("max-age", age).unwrap_or(MAX_AGE),
     }
 }

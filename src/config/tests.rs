@@ -352,6 +352,13 @@ fn what_every_backup_would_refuse_is_a_mistake() {
         ),
         ("a", "paths = [\"/\"]\nmax-age = 0\n".to_owned(), "6:11: max-age: must not be 0"),
         ("a", "paths = [\"/\"]\nmax-age = \"soon\"\n".to_owned(), "6:11: max-age: not a duration"),
+        ("a", "paths = [\"/\"]\nnice = 20\n".to_owned(), "6:8: nice: write a whole number from 0 to 19"),
+        (
+            "a",
+            "paths = [\"/\"]\nio-class = \"best-effort 8\"\n".to_owned(),
+            "6:12: io-class: write \"idle\", \"best-effort\"",
+        ),
+        ("a", "paths = [\"/\"]\nio-class = \"realtime\"\n".to_owned(), "6:12: io-class: write \"idle\""),
         ("a", "paths = [\"/\"]\nallow-empty = true\n".to_owned(), "6:15: allow-empty: belongs to a command"),
     ] {
         let said = source(name, &text);

@@ -11,6 +11,7 @@
 //! - [`outcome`]: the result of each step
 //! - [`conditions`]: whether a source or a target is to be used now
 //! - [`hooks`]: commands before and after backups
+//! - [`priority`]: the priority of a step
 //! - [`snapshots`]: snapshots of file systems, which exist during backups
 //! - [`journal`]: the record of all steps; [`report`]: pings of a URL
 
@@ -18,6 +19,7 @@ mod conditions;
 mod hooks;
 mod journal;
 mod outcome;
+mod priority;
 mod report;
 mod snapshots;
 mod steps;

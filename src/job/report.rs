@@ -56,12 +56,17 @@ fn reveal(secret: &Secret) -> Result<String, String> {
 /// The output of a command that ends soon.
 fn output(command: &mut Command, program: &str) -> Result<String, String> {
     let failed = |error: io::Error| format!("cannot run {program}: {error}");
-    let output = OutputFile::new().map_err(failed)?;
-    let group = ProcessGroup::start(command.stdout(output.end().map_err(failed)?)).map_err(failed)?;
+    let [output, errors] = [OutputFile::new().map_err(failed)?, OutputFile::new().map_err(failed)?];
+    command.stdout(output.end().map_err(failed)?).stderr(errors.end().map_err(failed)?);
+    let group = ProcessGroup::start(command).map_err(failed)?;
     let begun = Instant::now();
     match group.wait(|| begun.elapsed() > PATIENCE).map_err(failed)? {
         Some(status) if status.success() => {}
-        Some(status) => return Err(format!("{program} failed ({status})")),
+        Some(status) => {
+            let errors = errors.read(SECRET).map_err(failed)?;
+            let lines: Vec<_> = String::from_utf8_lossy(&errors).lines().map(|line| line.trim().to_owned()).collect();
+            return Err(format!("{program} failed ({status}): {}", lines.join("; ")));
+        }
         None => return Err(format!("{program} took longer than {} s", PATIENCE.as_secs())),
     }
     let bytes = output.read(SECRET).map_err(failed)?;

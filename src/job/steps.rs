@@ -11,9 +11,10 @@ use super::conditions::obstacle;
 use super::hooks::{self, Verdict};
 use super::journal::{Begun, Journal, Subject};
 use super::outcome::{Counts, Ending, Failed, Outcome, Row, Step};
+use super::priority::Lowered;
 use super::snapshots::{self, Snapshots};
 use crate::backup::{self, Options, Placed, SNAPSHOT_FOLDER, Summary};
-use crate::config::{CheckConfig, Config, Hook, Moment, OnFailure, SourceConfig, TargetConfig};
+use crate::config::{CheckConfig, Config, Hook, Moment, OnFailure, Priority, SourceConfig, TargetConfig};
 use crate::failure::FailureKind;
 use crate::format::RepositoryId;
 use crate::monitor::{Monitor, count};
@@ -82,8 +83,8 @@ pub trait Caller {
     /// Does the work of a step with a monitor, whose progress starts from zero.
     fn watch(&self, work: &mut dyn FnMut(&dyn Monitor));
 
-    /// Receives messages between steps.
-    fn note(&self, message: &str);
+    /// Receives reports between steps.
+    fn monitor(&self) -> &dyn Monitor;
 
     /// Receives each step when it has ended.
     fn ended(&self, row: &Row);
@@ -144,7 +145,7 @@ impl<'a> Run<'a> {
         if self.job.wants(Step::Backup) {
             if !self.job.dry_run {
                 let caller = self.environment.caller;
-                snapshots::remove_leftovers(self.environment.state, &|message| caller.note(message));
+                snapshots::remove_leftovers(self.environment.state, &|message| caller.monitor().note(message));
             }
             for source in &self.job.sources {
                 self.source(source, &gate);
@@ -182,7 +183,8 @@ impl<'a> Run<'a> {
     ) {
         let begun = Instant::now();
         self.begin(&[Subject { step, source, target }]);
-        let outcome = self.attempt(step, target, work);
+        let of_source = source.and_then(|name| self.job.config.source(name).ok()).map(|source| source.priority);
+        let outcome = self.attempt(step, target, of_source.unwrap_or(self.job.config.priority), work);
         self.note(step, source, target, outcome, None, begun);
     }
 
@@ -191,6 +193,7 @@ impl<'a> Run<'a> {
         &mut self,
         step: Step,
         target: Option<&str>,
+        priority: Priority,
         work: impl FnOnce(&dyn Monitor) -> Result<Outcome, Failed>,
     ) -> Outcome {
         let interrupted = Failed { kind: FailureKind::Interrupted, message: "interrupted before".into() };
@@ -205,6 +208,7 @@ impl<'a> Run<'a> {
         let (mut work, mut outcome) = (Some(work), Outcome::Failed(interrupted));
         self.environment.caller.watch(&mut |monitor| {
             if let Some(work) = work.take() {
+                let _lowered = Lowered::to(priority, |message| monitor.note(message));
                 outcome = work(monitor).unwrap_or_else(Outcome::Failed);
             }
         });
@@ -235,7 +239,7 @@ impl<'a> Run<'a> {
                 let subjects = subjects.iter().map(|it| (it.step, owned(it.source), owned(it.target)));
                 self.begun.extend(subjects.zip(begun));
             }
-            Err(error) => self.environment.caller.note(&error.to_string()),
+            Err(error) => self.environment.caller.monitor().note(&error.to_string()),
         }
     }
 
@@ -261,7 +265,7 @@ impl<'a> Run<'a> {
                 None => journal.add(&row),
             };
             if let Err(error) = written {
-                self.environment.caller.note(&error.to_string());
+                self.environment.caller.monitor().note(&error.to_string());
             }
         }
         self.environment.caller.ended(&row);
@@ -282,7 +286,7 @@ impl<'a> Run<'a> {
             closed = Some(outcome);
         }
         let caller = self.environment.caller;
-        let note = |message: &str| caller.note(message);
+        let note = |message: &str| caller.monitor().note(message);
         let snapshots = match &closed {
             None if is_begun => self.snapshots(source, &note).unwrap_or_else(|outcome| {
                 closed = Some(outcome);
@@ -296,7 +300,7 @@ impl<'a> Run<'a> {
             let (job, environment) = (self.job, self.environment);
             let (mut is_new, mut counts) = (false, None);
             let begun = Instant::now();
-            let outcome = self.attempt(Step::Backup, Some(name), |monitor| {
+            let outcome = self.attempt(Step::Backup, Some(name), source.priority, |monitor| {
                 // Without hooks and snapshots, a target that can be used by now must wait for the next run.
                 let before = before.filter(|_| !is_begun);
                 if let Some(outcome) = closed.clone().or(before).or_else(|| obstacle(&target.conditions)) {
@@ -517,7 +521,7 @@ impl<'a> Run<'a> {
         let of_source = source.map(|name| ("BRACKFS_SOURCE", name.to_owned()));
         let variables: Vec<_> = variables.iter().cloned().chain(of_source).collect();
         let program = hook.words.first().cloned().unwrap_or_default();
-        let (outcome, gate) = match hooks::run(hook, moment, &variables, stop) {
+        let (outcome, gate) = match hooks::run(hook, moment, &variables, self.environment.caller.monitor(), stop) {
             Verdict::GoOn => (Outcome::Done(program), Gate::Open),
             Verdict::Skip => {
                 let skipped = Outcome::Skipped(format!("{program} asked to skip the backup"));
@@ -526,7 +530,7 @@ impl<'a> Run<'a> {
             Verdict::Failed(failed) => match hook.on_failure {
                 OnFailure::Ignore => (Outcome::Done(failed.message), Gate::Open),
                 OnFailure::Warn => {
-                    self.environment.caller.note(&failed.message);
+                    self.environment.caller.monitor().note(&failed.message);
                     (Outcome::Partial(failed.message), Gate::Open)
                 }
                 OnFailure::Abort => (Outcome::Failed(failed.clone()), Gate::Closed(Outcome::Failed(failed))),

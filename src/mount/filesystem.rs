@@ -23,6 +23,7 @@ use super::number::{Ino, Number, VirtualNode};
 use super::owners::OwnerMapping;
 use super::virtual_tree::{LookupResult, VirtualTree};
 use crate::archive::{self, Archive, EntryHandle, FileContent, OpenSnapshot, Seek};
+use crate::failure::Failure;
 use crate::format::Kind;
 use crate::monitor::Monitor;
 
@@ -136,7 +137,11 @@ impl FileSystem {
             } else {
                 ""
             };
-            self.monitor.problem(&self.path_of(ino), &format!("{error}{hint}"));
+            let (path, message) = (self.path_of(ino), format!("{error}{hint}"));
+            match error.lost_object() {
+                Some(object) => self.monitor.problem_of(&object, &path, &message),
+                None => self.monitor.problem(&path, &message),
+            }
         }
     }
 

@@ -12,7 +12,6 @@ use std::thread::Builder;
 
 use fuser::{Config, Session, SessionACL};
 use rustix::mount::MountFlags;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::filesystem::FileSystem;
@@ -22,6 +21,7 @@ use super::options::Options;
 use super::users::Users;
 use super::{helper, threads};
 use crate::sys::mountinfo::SUBTYPE;
+use crate::sys::signals::ending;
 
 /// The FUSE device.
 const DEVICE: &str = "/dev/fuse";
@@ -117,7 +117,7 @@ pub fn mount(
     let failed = |source| Error::Threads { path: path.clone(), source };
     let serving = threads::serving(&filesystem.archive().needs()).map_err(failed)?;
     // Signals from here on are queued until the loop below handles them.
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(Error::Signals)?;
+    let mut signals = Signals::new(ending()).map_err(Error::Signals)?;
     let signalled = ended.clone();
     let forward = move || {
         for _ in signals.forever() {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::scope::Scope;
-use super::target::{Known, Tries};
+use super::target::{KeptSnapshots, Known, Tries};
 use crate::config::SourceConfig;
 use crate::job::{Ending, Entry, JournalError, Step, Subject};
 
@@ -24,8 +24,8 @@ pub struct Backups {
     pub forget: Tries,
     /// All backups within the history, oldest first.
     pub history: Vec<Entry>,
-    /// The number of snapshots, if it is known.
-    pub snapshots: Option<u64>,
+    /// The kept snapshots, if they are known.
+    pub snapshots: Option<KeptSnapshots>,
 }
 
 /// The state of the backups of a source on a target.
@@ -84,7 +84,7 @@ impl Backups {
             skipped,
             forget: Tries::read(scope.journal, of(Step::Forget), now)?,
             history,
-            snapshots: known.map(|known| known.snapshots.get(&source.name).copied().unwrap_or_default()),
+            snapshots: known.map(|known| known.sources.get(&source.name).copied().unwrap_or_default()),
         })
     }
 

@@ -75,7 +75,12 @@ fn all(overview: &Overview) -> Vec<Metric> {
         ("source_bytes", "Size of the source in its last backup.", counted(|counts| counts.bytes)),
         ("stored_bytes", "Bytes that the last backup stored.", counted(|counts| counts.stored_bytes)),
         ("max_age_seconds", "The age up to which a backup is fresh.", of_backups(&|it| Some(it.max_age.as_secs_f64()))),
-        ("snapshots", "Snapshots of the source on the target.", of_backups(&|it| Some(it.snapshots? as f64))),
+        ("snapshots", "Snapshots of the source on the target.", of_backups(&|it| Some(it.snapshots?.count as f64))),
+        (
+            "snapshots_stored_bytes",
+            "Bytes that the backups of these snapshots added to the repository.",
+            of_backups(&|it| Some(it.snapshots?.stored_bytes as f64)),
+        ),
         (
             "repository_bytes",
             "Size of the data in the repository.",

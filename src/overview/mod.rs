@@ -20,5 +20,5 @@ pub use backup::{BackupState, Backups};
 pub use calendar::{Day, calendar};
 pub use metrics::{metrics, write_metrics};
 pub use scope::Scope;
-pub use target::{Known, Recipient, TargetOverview, Tries};
+pub use target::{KeptSnapshots, Known, Recipient, TargetOverview, Tries};
 pub use whole::{Overview, Verdict};

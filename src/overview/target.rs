@@ -38,10 +38,19 @@ pub struct Tries {
 pub struct Known {
     /// The size of all packs in bytes.
     pub stored_bytes: u64,
-    /// The number of snapshots of each source.
-    pub snapshots: BTreeMap<String, u64>,
+    /// The snapshots of each source.
+    pub sources: BTreeMap<String, KeptSnapshots>,
     /// The recipients of the repository.
     pub recipients: Vec<Recipient>,
+}
+
+/// The snapshots of a source that are kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct KeptSnapshots {
+    /// Their number.
+    pub count: u64,
+    /// The bytes that their backups added to the repository.
+    pub stored_bytes: u64,
 }
 
 /// A recipient of a repository.
@@ -94,14 +103,21 @@ impl TargetOverview {
 }
 
 impl Known {
+    /// The number of all snapshots.
+    pub fn snapshots(&self) -> u64 {
+        self.sources.values().map(|kept| kept.count).sum()
+    }
+
     fn read(state: &RepositoryState, id: RepositoryId) -> Result<Self, Error> {
         let catalog = Catalog::view(&state.catalog_path(), id)?;
-        let mut snapshots = BTreeMap::new();
+        let mut sources = BTreeMap::<_, KeptSnapshots>::new();
         for row in catalog.snapshots()?.into_iter().filter(|row| row.presence == Presence::There) {
-            *snapshots.entry(row.source).or_default() += 1;
+            let kept = sources.entry(row.source).or_default();
+            kept.count += 1;
+            kept.stored_bytes = kept.stored_bytes.saturating_add(row.stored_bytes);
         }
         let recipients = catalog.trust().recipients.iter().map(Recipient::of).collect();
-        Ok(Known { stored_bytes: catalog.stored_bytes()?, snapshots, recipients })
+        Ok(Known { stored_bytes: catalog.stored_bytes()?, sources, recipients })
     }
 }
 

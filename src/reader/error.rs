@@ -109,6 +109,15 @@ impl Error {
         }
     }
 
+    /// The message, for one that names the block already.
+    pub fn without_place(&self) -> String {
+        match self {
+            Error::Block { why, .. } => format!("cannot {} it: {why}", why.step()),
+            Error::Chunk { start, .. } => format!("the digest of its chunk at {start} differs"),
+            other => other.to_string(),
+        }
+    }
+
     /// Whether an object is missing: a document, or the pack of a block.
     pub fn is_absent(&self) -> bool {
         match self {

@@ -7,7 +7,10 @@
 //! - [`durable`]: durable writes of small files
 //! - [`mountinfo`]: the kernel's table of mounts
 //! - [`owner`]: the owner of what root writes for another user
+//! - [`priority`]: the priority of a thread
+//! - [`process_group`]: programs that are ended with everything that they start
 //! - [`reserve`]: space that can be given up when the disk is full
+//! - [`signals`]: signals that end a program
 
 pub(crate) mod batch_read;
 pub(crate) mod below;
@@ -15,8 +18,10 @@ pub(crate) mod byte_lock;
 pub(crate) mod durable;
 pub(crate) mod mountinfo;
 pub(crate) mod owner;
+pub(crate) mod priority;
 pub(crate) mod process_group;
 pub(crate) mod reserve;
+pub(crate) mod signals;
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};

@@ -1,7 +1,7 @@
 //! Programs that run in a process group of their own, so that everything they start can be ended with them.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, PipeReader, PipeWriter, Read};
 use std::os::unix::fs::FileExt;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::thread;
@@ -15,6 +15,8 @@ use super::{end_with_parent, without_terminal};
 
 /// How often it is looked at whether a program has ended.
 const POLL: Duration = Duration::from_millis(5);
+/// Longer lines are divided, in bytes.
+const LINE: usize = 64 << 10;
 /// The time that processes have to end after SIGTERM.
 const ENDING: Duration = Duration::from_secs(5);
 
@@ -88,6 +90,52 @@ impl OutputFile {
     }
 }
 
+/// A pipe for the lines that a program writes, which are taken without waiting: a process in the background may keep it open.
+#[derive(Debug)]
+pub(crate) struct LinePipe {
+    pipe: PipeReader,
+    /// The beginning of a line.
+    begun: Vec<u8>,
+}
+
+impl LinePipe {
+    /// Makes a pipe. Returns its end for the program as well.
+    pub(crate) fn new() -> io::Result<(Self, PipeWriter)> {
+        let (pipe, end) = io::pipe()?;
+        rustix::io::ioctl_fionbio(&pipe, true)?;
+        Ok((LinePipe { pipe, begun: Vec::new() }, end))
+    }
+
+    /// Takes the whole lines that are in the pipe.
+    pub(crate) fn take(&mut self, line: &dyn Fn(&str)) {
+        let mut bytes = [0; 4096];
+        // It is empty, or all have closed it.
+        while let Ok(length @ 1..) = self.pipe.read(&mut bytes) {
+            self.begun.extend_from_slice(bytes.get(..length).unwrap_or_default());
+            let mut parts: Vec<_> = self.begun.split(|byte| *byte == b'\n').collect();
+            // What follows the last newline is not a whole line.
+            let rest = parts.pop().unwrap_or_default();
+            parts.into_iter().for_each(|part| line(&String::from_utf8_lossy(part)));
+            self.begun = rest.to_vec();
+            if self.begun.len() >= LINE {
+                self.flush(line);
+            }
+        }
+    }
+
+    /// Takes the rest, after the program has ended.
+    pub(crate) fn end(mut self, line: &dyn Fn(&str)) {
+        self.take(line);
+        self.flush(line);
+    }
+
+    fn flush(&mut self, line: &dyn Fn(&str)) {
+        if !self.begun.is_empty() {
+            line(&String::from_utf8_lossy(&std::mem::take(&mut self.begun)));
+        }
+    }
+}
+
 impl Drop for ProcessGroup {
     fn drop(&mut self) {
         // After it was waited for, its number may be that of another process. `has_ended` would fail and return true.
@@ -119,6 +167,25 @@ mod tests {
     fn the_exit_code_is_returned() {
         assert_eq!(shell("sleep 0.1; exit 7").wait(|| false).unwrap().unwrap().code(), Some(7));
         assert!(shell("sleep 1000").wait(|| true).unwrap().is_none());
+    }
+
+    #[test]
+    fn lines_are_taken_without_waiting_for_processes_in_the_background() {
+        let (mut pipe, end) = LinePipe::new().unwrap();
+        let lines = std::cell::RefCell::new(Vec::new());
+        let line = |line: &str| lines.borrow_mut().push(line.to_owned());
+        let mut command = Command::new("sh");
+        command.args(["-c", "sleep 1000 & echo one; echo; printf '\\377two\\nrest'"]).stdin(Stdio::null()).stdout(end);
+        let mut group = ProcessGroup::start(&mut command).unwrap();
+        drop(command);
+        while !group.has_ended() {
+            pipe.take(&line);
+        }
+        pipe.end(&line);
+        // The process in the background is in the group.
+        let _ = kill_process_group(group.id().unwrap(), Signal::KILL);
+        group.0.wait().unwrap();
+        assert_eq!(lines.into_inner(), ["one", "", "\u{fffd}two", "rest"]);
     }
 
     #[test]

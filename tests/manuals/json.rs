@@ -24,7 +24,13 @@ as its last line on standard error, even if the command line is wrong.
 Only
 .BR brackfs\-status (1)
 has exit codes that are results.
-Exceptions are a command that is killed, or that is ended by a second signal.
+The only exception is a command that is killed.
+.PP
+With
+.BR \-\-json ,
+the output of hooks, and the standard error of the commands of sources, are objects
+.B program_output
+too, so that every line on standard error is JSON.
 .PP
 Times are in RFC 3339, in UTC.
 Sizes are in bytes.
@@ -82,7 +88,7 @@ pub fn page(schemas: &Path) -> String {
         let schema: Value = serde_json::from_str(&text).expect("a schema in JSON");
         commands.insert(schema["title"].as_str().expect("a title").to_owned(), schema);
     }
-    let shared = ["error", "note", "exit_error"];
+    let shared = ["error", "note", "exit_error", "program_output"];
     let any = commands.values().next().expect("a schema");
     let mut page = HEAD.to_owned();
     page.extend(shared.iter().map(|name| object(name, &any["$defs"][name])));

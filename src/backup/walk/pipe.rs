@@ -24,6 +24,7 @@ use crate::backup::read::verdict::Verdict;
 use crate::catalog::{DirectoryRow, Parent, Past, SegmentId, SourceRow};
 use crate::format::entry::Content;
 use crate::format::{Digest, Items, Kind, Timestamp};
+use crate::monitor::Monitor;
 use crate::source::{Chunker, Extended, Stat};
 
 /// Sends standard input as a file.
@@ -34,6 +35,7 @@ pub(in crate::backup) struct PipeWalk<'a> {
     pub(in crate::backup) chunker: &'a Chunker,
     pub(in crate::backup) lane: &'a Lane,
     pub(in crate::backup) started: Timestamp,
+    pub(in crate::backup) monitor: &'a dyn Monitor,
     pub(in crate::backup) stop: &'a AtomicBool,
 }
 
@@ -114,7 +116,7 @@ impl PipeWalk<'_> {
     fn send_content(&mut self, content: &Sender<Vec<FileContent>>, stream: &Stream) -> Result<PipeContent, WalkStop> {
         let mut out = ContentSender::new(content);
         let mut sink = Sink::new(&mut out, self.lane, u64::MAX);
-        match read_all(&mut sink, self.chunker, stream, self.stop) {
+        match read_all(&mut sink, self.chunker, stream, self.monitor, self.stop) {
             Ok(()) => {}
             Err(WalkStop::Gone) => return Err(WalkStop::Gone),
             Err(failed) => {
@@ -171,8 +173,14 @@ fn content_of(items: &Items, name: &[u8]) -> Option<PipeContent> {
     (entry.name == name && entry.kind == Kind::File).then_some(PipeContent { size: entry.size, digest })
 }
 
-fn read_all(sink: &mut Sink<'_, '_>, chunker: &Chunker, stream: &Stream, stop: &AtomicBool) -> Result<(), WalkStop> {
-    let mut input = Input::open(&stream.source, stop)?;
+fn read_all(
+    sink: &mut Sink<'_, '_>,
+    chunker: &Chunker,
+    stream: &Stream,
+    monitor: &dyn Monitor,
+    stop: &AtomicBool,
+) -> Result<(), WalkStop> {
+    let mut input = Input::open(&stream.source, monitor, stop)?;
     let result = chunker.cut_stream(&mut input, &mut |piece| sink.piece(piece));
     match result {
         Ok(_) => input.finish()?,
