@@ -317,7 +317,15 @@ fn a_block_is_named_once_with_all_files_that_need_it() {
     fs::write(&pack, &stored).unwrap();
     site.brackfs(&["check"]).ok();
     let run = site.brackfs(&["check", "-v", "--read-data"]).code(1);
-    says(&run, &["/a: ", "/b: ", "/folder/c: ", "the block at 0 is not the one that was stored: cannot "]);
+    says(
+        &run,
+        &[
+            "/a: ",
+            "/b: ",
+            "/folder/c: ",
+            "the block at 0 is not the one that was stored: the digest of its chunk at 0 differs",
+        ],
+    );
     assert!(!run.stderr.contains("/other"), "{run}");
     assert_eq!(run.stderr.matches("packs/").count(), 1, "{run}");
 }

@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 use brackfs::backup::{Options, Reading, RunPolicy, Selection, Storing, back_up};
 use brackfs::monitor::{Monitor, Progress, Total};
 use brackfs::repository::Repository;
+use common::silent::Silent;
+use common::wait::{send, until_it_waits_for_fuse};
 use common::{Site, noise, number};
 use rustix::process::{Pid, Signal};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
@@ -294,6 +296,51 @@ fn an_interrupt_is_answered_at_once_on_a_terminal() {
     let (_, rest) = seen.split_once("brackfs: stopping…").expect("an answer");
     assert!(rest.contains("interrupted"), "{seen:?}");
     assert_eq!(held.child.wait().unwrap().code(), Some(130));
+}
+
+#[test]
+fn commands_that_wait_for_the_repository_answer_an_interrupt_at_once() {
+    let site = Site::with_files(&[("f", "f")]);
+    site.init();
+    site.backup(&[]).ok();
+    let silent = Silent::mount(&{
+        let packs = site.repo().join("packs");
+        fs::rename(&packs, site.path().join("packs")).unwrap();
+        fs::create_dir(&packs).unwrap();
+        packs
+    });
+    for arguments in [&["check"][..], &["restore", "latest", "--to", "out"], &["catalog", "verify"]] {
+        let (mut screen, theirs) = terminal(80);
+        let mut command = site.command(arguments);
+        command.env("TERM", "xterm").stdout(Stdio::null()).stderr(theirs);
+        let mut child = command.spawn().unwrap();
+        drop(command);
+        until_it_waits_for_fuse(&mut child);
+        let begin = Instant::now();
+        send(&child, Signal::INT);
+        let mut seen = Vec::new();
+        read_until(&mut screen, &mut seen, "brackfs: stopping…");
+        // It takes a few milliseconds, and more on a busy machine.
+        assert!(begin.elapsed() < Duration::from_secs(1), "{arguments:?}: {:?}", begin.elapsed());
+        send(&child, Signal::TERM);
+        assert_eq!(child.wait().unwrap().code(), Some(130), "{arguments:?}");
+    }
+    // Without a second signal, a command that has nothing to finish ends as well. The progress line does not stay.
+    let (mut screen, theirs) = terminal(80);
+    let mut command = site.command(&["check"]);
+    command.env("TERM", "xterm").stdout(Stdio::null()).stderr(theirs);
+    let mut child = command.spawn().unwrap();
+    drop(command);
+    until_it_waits_for_fuse(&mut child);
+    send(&child, Signal::INT);
+    let mut seen = Vec::new();
+    read_until(&mut screen, &mut seen, "");
+    let seen = String::from_utf8(seen).unwrap();
+    let last = seen.trim_end().rsplit(['\r', '\n']).next().unwrap();
+    let last = last.rsplit("\x1b[2K").next().unwrap();
+    assert_eq!(last, "brackfs: interrupted, and killed because it did not end within 2 s", "{seen:?}");
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    drop(silent);
 }
 
 #[test]

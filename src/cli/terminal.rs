@@ -33,17 +33,24 @@ const SHOWN_PROBLEMS: u64 = 20;
 /// The view of the run whose progress is shown, which messages must not tear.
 static SHOWN: Mutex<Weak<View>> = Mutex::new(Weak::new());
 
+/// The view of the run whose progress is shown.
+fn shown() -> Option<Arc<View>> {
+    SHOWN.lock().unwrap_or_else(PoisonError::into_inner).upgrade()
+}
+
 /// Writes a message to standard error, above the progress line if there is one.
 pub(super) fn announce(message: &str) {
-    let shown = SHOWN.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
-    match shown {
+    match shown() {
         Some(view) => view.note(message),
         None => output::warning(output::note_line(&words(message, output::is_json()))),
     }
 }
 
-/// Ends the process after a signal, with a last message.
+/// Ends the process after a signal, with a last message instead of the progress line.
 pub(super) fn abort(message: &str) -> ! {
+    if let Some(view) = shown() {
+        view.bar.finish_and_clear();
+    }
     match output::is_json() {
         true => output::exit_error(INTERRUPTED, message),
         false => output::error(printable(&format!("brackfs: {message}"))),
