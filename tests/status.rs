@@ -255,6 +255,7 @@ fn killed_steps_are_interrupted() {
     // The second hook runs when one source is backed up and the other is not.
     machine.configure("[[hook]]\non = [\"before\"]\nfor = [\"home\"]\nrun = [\"sleep\", \"1000\"]\n");
     kill(&machine, &["run"], 1);
+    assert_eq!(machine.status(2)["last_run"]["code"], 137);
     assert_eq!(machine.states(2), ["etc ok", "home FAILED"]);
     machine.configure("");
     machine.brackfs(&["run"]).ok();

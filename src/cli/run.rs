@@ -18,7 +18,7 @@ use super::show;
 use super::signals::stop_on_signals;
 use super::{systemd, unit};
 use crate::config::{SourceConfig, TargetConfig};
-use crate::job::{Caller, Counts, Environment, Failed, Job, Journal, Outcome, Row, Step, ping, worst};
+use crate::job::{Caller, Counts, Environment, Failed, Job, Journal, JournalError, Outcome, Row, Step, ping, worst};
 use crate::monitor::{Monitor, count};
 use crate::repository::Repository;
 use crate::storage::{Ahead, Location};
@@ -183,14 +183,15 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
             monitor.note(&format!("cannot ping the URL of the report: {why}"));
         }
     };
+    let noted = |error: JournalError| monitor.note(&error.to_string());
+    let recorded = journal.as_ref().filter(|_| !args.dry_run);
+    let run = recorded.and_then(|journal| journal.begin_run().map_err(noted).ok());
     tell("start", None);
     let rows = job.run(&environment);
     let worst = worst(rows.iter().filter_map(|row| row.outcome.failure()));
     let code = worst.map_or(0, exit::code);
-    if let Some(journal) = journal.as_ref().filter(|_| !args.dry_run) {
-        if let Err(error) = journal.end_run(code) {
-            monitor.note(&error.to_string());
-        }
+    if let Some(journal) = recorded {
+        run.into_iter().for_each(|run| journal.end_run(run, code).unwrap_or_else(noted));
         record::write_metrics(&config, &state, journal, &monitor);
     }
     let summary = config.report.ping.as_ref().is_some_and(|ping| ping.send_summary).then(|| lines(&rows).join("\n"));

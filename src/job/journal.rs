@@ -20,10 +20,16 @@ use crate::sys::owner::open_private;
 
 /// The name of the file.
 const FILE: &str = "journal.sqlite";
-/// The file in which the processes of steps hold locks: each on the byte with the number of the step.
+/// The file in which processes hold locks: for each step, on the byte with its number.
 const RUNNING: &str = "running";
+/// The byte for the run with the number 0.
+const RUNS: i64 = 1 << 62;
 /// The outcome of a step that has not ended.
 const STARTED: &str = "started";
+/// The code of a run that has not ended.
+const RUNS_ON: i64 = -1;
+/// The code of a run whose process ended without a result, as shells report SIGKILL.
+const KILLED_RUN: u8 = 137;
 /// The message of a step whose process ended without a result.
 const KILLED: &str = "interrupted: it was killed, or the machine stopped";
 /// The schema version, in SQLite's `user_version`.
@@ -70,11 +76,11 @@ pub struct Subject<'a> {
     pub target: Option<&'a str>,
 }
 
-/// A step that has begun, and has a row. If it is dropped without an end, it counts as killed.
+/// A step or a run that has begun, and has a row. If it is dropped without an end, it counts as killed.
 #[derive(Debug)]
 pub struct Begun {
     id: i64,
-    _lock: File,
+    lock: File,
 }
 
 /// A step that has ended.
@@ -110,9 +116,9 @@ pub struct Trouble {
 /// A run that has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EndedRun {
-    /// When it ended, in seconds since 1970.
+    /// When it ended, in seconds since 1970. If its process was killed: when it began.
     pub ended: i64,
-    /// Its exit code.
+    /// Its exit code; 137 if its process was killed.
     pub code: u8,
 }
 
@@ -153,7 +159,7 @@ impl Journal {
                 CREATE TABLE IF NOT EXISTS runs (
                     id INTEGER PRIMARY KEY,
                     ended INTEGER NOT NULL,
-                    code INTEGER NOT NULL      -- the exit code
+                    code INTEGER NOT NULL      -- the exit code; -1 before the end
                 ) STRICT;
                 PRAGMA user_version = {SCHEMA};
                 COMMIT;"
@@ -170,20 +176,29 @@ impl Journal {
         }
     }
 
-    /// Ends the steps whose processes have ended without a result.
+    /// Ends the steps and runs whose processes have ended without a result.
     fn end_killed(&self) -> rusqlite::Result<()> {
-        let mut find = self.db.prepare(&format!("SELECT id FROM steps WHERE outcome = '{STARTED}'"))?;
-        let started = find.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<Vec<i64>>>()?;
-        if started.is_empty() {
+        let find = |which: &str| {
+            let mut find = self.db.prepare(&format!("SELECT id FROM {which}"))?;
+            find.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<Vec<i64>>>()
+        };
+        let [started_step, started_run] = [format!("outcome = '{STARTED}'"), format!("code = {RUNS_ON}")];
+        let steps = find(&format!("steps WHERE {started_step}"))?;
+        let runs = find(&format!("runs WHERE {started_run}"))?;
+        if steps.is_empty() && runs.is_empty() {
             return Ok(());
         }
         // Without the file, no process has a lock.
         let running = File::open(self.path.with_file_name(RUNNING)).ok();
-        let is_running = |id: i64| running.as_ref().is_some_and(|running| byte_lock::is_held(running, id));
-        for id in started.into_iter().filter(|id| !is_running(*id)) {
-            // It may have ended since it was found.
-            let end = format!("UPDATE steps SET outcome = ?, message = ? WHERE id = ? AND outcome = '{STARTED}'");
+        let is_running = |byte: i64| running.as_ref().is_some_and(|running| byte_lock::is_held(running, byte));
+        // Each may have ended since it was found.
+        for id in steps.into_iter().filter(|id| !is_running(*id)) {
+            let end = format!("UPDATE steps SET outcome = ?, message = ? WHERE id = ? AND {started_step}");
             self.db.execute(&end, params![Ending::Failed.name(), KILLED, id])?;
+        }
+        for id in runs.into_iter().filter(|id| !is_running(RUNS + id)) {
+            let end = format!("UPDATE runs SET code = ? WHERE id = ? AND {started_run}");
+            self.db.execute(&end, params![KILLED_RUN, id])?;
         }
         Ok(())
     }
@@ -207,32 +222,54 @@ impl Journal {
 
     /// Adds steps that begin now. Their order is that of `subjects`.
     pub fn begin(&self, subjects: &[Subject<'_>]) -> Result<Vec<Begun>, JournalError> {
-        let begin = || {
-            // No other process sees the rows before they are locked.
-            let transaction = Transaction::new_unchecked(&self.db, TransactionBehavior::Immediate)?;
+        let insert = format!(
+            "INSERT INTO steps (ended, seconds, step, source, target, outcome, message)
+                VALUES (?, 0, ?, ?, ?, '{STARTED}', '')"
+        );
+        let now = seconds(SystemTime::now());
+        self.transact(|| {
             let add = |subject: &Subject<'_>| {
                 let Subject { step, source, target } = subject;
-                let insert = format!(
-                    "INSERT INTO steps (ended, seconds, step, source, target, outcome, message)
-                        VALUES (?, 0, ?, ?, ?, '{STARTED}', '')"
-                );
-                self.db.execute(&insert, params![seconds(SystemTime::now()), step.name(), source, target])?;
-                let id = self.db.last_insert_rowid();
-                let lock = self.lock(id).map_err(|e| rusqlite::Error::ToSqlConversionFailure(e.into()))?;
-                Ok(Begun { id, _lock: lock })
+                self.db.execute(&insert, params![now, step.name(), source, target])?;
+                self.lock_row(0)
             };
-            let begun = subjects.iter().map(add).collect::<rusqlite::Result<Vec<_>>>()?;
+            subjects.iter().map(add).collect()
+        })
+    }
+
+    /// Adds a run that begins now.
+    pub fn begin_run(&self) -> Result<Begun, JournalError> {
+        self.transact(|| {
+            let insert = "INSERT INTO runs (ended, code) VALUES (?, ?)";
+            self.db.execute(insert, params![seconds(SystemTime::now()), RUNS_ON])?;
+            self.lock_row(RUNS)
+        })
+    }
+
+    /// Adds rows and locks them in one transaction, so that no other process sees a row before it is locked.
+    fn transact<T>(&self, add: impl FnOnce() -> rusqlite::Result<T>) -> Result<T, JournalError> {
+        let begin = || {
+            let transaction = Transaction::new_unchecked(&self.db, TransactionBehavior::Immediate)?;
+            let added = add()?;
             transaction.commit()?;
-            Ok(begun)
+            Ok(added)
         };
         begin().map_err(|e| self.failed(e))
     }
 
-    fn lock(&self, id: i64) -> io::Result<File> {
-        let path = self.path.with_file_name(RUNNING);
-        let file = open_private(&path, OpenOptions::new().read(true).write(true))?;
-        byte_lock::take(&file, id)?;
-        Ok(file)
+    /// Locks the row that was added last. `first` is the byte for the row 0.
+    fn lock_row(&self, first: i64) -> rusqlite::Result<Begun> {
+        let id = self.db.last_insert_rowid();
+        let lock = || {
+            let path = self.path.with_file_name(RUNNING);
+            let file = open_private(&path, OpenOptions::new().read(true).write(true))?;
+            byte_lock::take(&file, first + id)?;
+            io::Result::Ok(file)
+        };
+        match lock() {
+            Ok(lock) => Ok(Begun { id, lock }),
+            Err(error) => Err(rusqlite::Error::ToSqlConversionFailure(error.into())),
+        }
     }
 
     /// Ends a step.
@@ -242,7 +279,10 @@ impl Journal {
 
     /// Removes the row of a step that could not begin.
     pub fn cancel(&self, begun: Begun) -> Result<(), JournalError> {
-        self.db.execute("DELETE FROM steps WHERE id = ?", [begun.id]).map(drop).map_err(|e| self.failed(e))
+        // Without the row, its number may be given again, so the lock must be released before.
+        let Begun { id, lock } = begun;
+        drop(lock);
+        self.db.execute("DELETE FROM steps WHERE id = ?", [id]).map(drop).map_err(|e| self.failed(e))
     }
 
     /// Adds a step that has just ended.
@@ -281,20 +321,20 @@ impl Journal {
         write().map(drop).map_err(|e| self.failed(e))
     }
 
-    /// Adds a run that has just ended.
-    pub fn end_run(&self, code: u8) -> Result<(), JournalError> {
+    /// Ends a run.
+    pub fn end_run(&self, begun: Begun, code: u8) -> Result<(), JournalError> {
         let now = seconds(SystemTime::now());
-        let add = || {
-            self.db.execute("INSERT INTO runs (ended, code) VALUES (?, ?)", params![now, code])?;
+        let end = || {
+            self.db.execute("UPDATE runs SET ended = ?, code = ? WHERE id = ?", params![now, code, begun.id])?;
             self.db.execute("DELETE FROM runs WHERE ended < ?", [now - KEPT])
         };
-        add().map(drop).map_err(|e| self.failed(e))
+        end().map(drop).map_err(|e| self.failed(e))
     }
 
-    /// The last run.
+    /// The last run that has ended.
     pub fn last_run(&self) -> Result<Option<EndedRun>, JournalError> {
-        let find = "SELECT ended, code FROM runs ORDER BY id DESC LIMIT 1";
-        let found = self.db.query_row(find, [], |row| Ok(EndedRun { ended: row.get(0)?, code: row.get(1)? }));
+        let find = "SELECT ended, code FROM runs WHERE code != ? ORDER BY id DESC LIMIT 1";
+        let found = self.db.query_row(find, [RUNS_ON], |row| Ok(EndedRun { ended: row.get(0)?, code: row.get(1)? }));
         found.optional().map_err(|e| self.failed(e))
     }
 
@@ -412,6 +452,16 @@ mod tests {
         }
     }
 
+    /// Waits until this holds: a program that another test is starting may have a copy of a lock.
+    #[track_caller]
+    fn soon(holds: impl Fn() -> bool) {
+        let begin = SystemTime::now();
+        while !holds() {
+            assert!(begin.elapsed().unwrap() < Duration::from_secs(60));
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     #[test]
     fn only_completed_steps_count() {
         let folder = tempfile::tempdir().unwrap();
@@ -466,8 +516,14 @@ mod tests {
         journal.add(&Row { repository, ..row(Outcome::Done("x".into())) }).unwrap();
         journal.add(&row(Outcome::Failed(Failed::new("x")))).unwrap();
         assert_eq!((journal.repository("nas").unwrap(), journal.repository("usb").unwrap()), (repository, None));
-        [0, 10].iter().for_each(|code| journal.end_run(*code).unwrap());
-        assert_eq!(journal.last_run().unwrap().map(|run| run.code), Some(10));
+        let code = |journal: &Journal| journal.last_run().unwrap().map(|run| run.code);
+        [0, 10].iter().for_each(|code| journal.end_run(journal.begin_run().unwrap(), *code).unwrap());
+        assert_eq!(code(&journal), Some(10));
+        // One that runs, and one whose process has ended.
+        let running = journal.begin_run().unwrap();
+        assert_eq!(code(&Journal::open(folder.path()).unwrap()), Some(10));
+        drop(running);
+        soon(|| code(&Journal::open(folder.path()).unwrap()) == Some(137));
     }
 
     #[test]
@@ -482,6 +538,28 @@ mod tests {
         journal.add(&Row { repository: after, ..row(Outcome::Done("x".into())) }).unwrap();
         assert!(was_done());
         assert_eq!(journal.repository("nas").unwrap(), after);
+    }
+
+    #[test]
+    fn only_steps_that_no_process_holds_are_ended() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || Journal::open(folder.path()).unwrap();
+        let journal = open();
+        let subject = |source| Subject { step: Step::Backup, source: Some(source), target: Some("nas") };
+        let begun = journal.begin(&[subject("a"), subject("b"), subject("c")]).unwrap();
+        let found = |source| open().last(subject(source), &Ending::ALL, i64::MAX).unwrap();
+        assert_eq!(["a", "b", "c"].map(found), [const { None }; 3]);
+        assert_eq!(open().between(subject("a"), 0, i64::MAX).unwrap(), []);
+        let [a, b, c] = begun.try_into().unwrap();
+        let done = Row { step: Step::Backup, source: Some("a".into()), ..row(Outcome::Done("x".into())) };
+        journal.end(a, &done).unwrap();
+        journal.cancel(b).unwrap();
+        drop(c);
+        assert_eq!((found("a").unwrap().ending, found("b")), (Ending::Done, None));
+        soon(|| found("c").is_some());
+        let killed = found("c").unwrap();
+        assert_eq!((killed.ending, killed.message.as_str()), (Ending::Failed, KILLED));
+        assert_eq!(open().between(subject("a"), 0, i64::MAX).unwrap().len(), 1);
     }
 
     #[test]

@@ -120,7 +120,7 @@ impl Ending {
         }
     }
 
-    /// The ending of this name. What nobody writes is a failure.
+    /// The ending of this name. An unknown name is a failure.
     pub(super) fn named(name: &str) -> Self {
         Ending::ALL.into_iter().find(|ending| ending.name() == name).unwrap_or(Ending::Failed)
     }

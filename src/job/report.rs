@@ -64,8 +64,13 @@ fn output(command: &mut Command, program: &str) -> Result<String, String> {
         Some(status) if status.success() => {}
         Some(status) => {
             let errors = errors.read(SECRET).map_err(failed)?;
-            let lines: Vec<_> = String::from_utf8_lossy(&errors).lines().map(|line| line.trim().to_owned()).collect();
-            return Err(format!("{program} failed ({status}): {}", lines.join("; ")));
+            let text = String::from_utf8_lossy(&errors);
+            let lines: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+            return Err([format!("{program} failed ({status})"), lines.join("; ")].join(if lines.is_empty() {
+                ""
+            } else {
+                ": "
+            }));
         }
         None => return Err(format!("{program} took longer than {} s", PATIENCE.as_secs())),
     }
