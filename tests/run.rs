@@ -741,7 +741,7 @@ fn settings_are_shown_with_their_places() {
 fn output_of_other_programs_is_json_if_messages_are() {
     let world = World::new();
     let hook = "[[hook]]\non = [\"before\"]\nrun = [\"sh\", \"-c\", \"echo out; printf err >&2\"]\n\
-        [[hook]]\non = [\"success\"]\nrun = [\"sh\", \"-c\", \"sleep 1000 & echo $! > background; echo done\"]\n";
+        [[hook]]\non = [\"success\"]\nrun = [\"sh\", \"-c\", \"sleep 1000 & echo $! >> background; echo done\"]\n";
     let command = "[source.dump]\ncommand = [\"sh\", \"-c\", \"head -c 200000 /dev/zero | tr '\\\\0' x >&2; echo >&2; echo content\"]\n\
         filename = \"x\"\nto = [\"near\"]\n";
     world.configure(&format!("{hook}{command}"));
@@ -759,7 +759,7 @@ fn output_of_other_programs_is_json_if_messages_are() {
     let run = world.brackfs(&["run", "dump", "--only", "backup"]).ok();
     assert!(run.stderr.starts_with("out\nerr") && run.stderr.ends_with("\ndone\n"), "{}", run.stderr.len());
     let background = fs::read_to_string(world.path("background")).unwrap();
-    Command::new("kill").arg(background.trim()).status().unwrap();
+    assert!(Command::new("kill").args(background.lines()).status().unwrap().success());
 }
 
 #[test]
