@@ -1,6 +1,7 @@
 //! System calls that several modules use or that need `unsafe` code. The only other `unsafe` code resumes a TLS session
 //! (`storage::ftp`) and belongs to a test (`source::directory`).
 //!
+//! - `allocator`: the memory allocator of the static program
 //! - [`batch_read`]: many reads at once
 //! - [`below`]: directories that are opened without following symbolic links
 //! - [`byte_lock`]: locks on single bytes of a file
@@ -12,6 +13,8 @@
 //! - [`reserve`]: space that can be given up when the disk is full
 //! - [`signals`]: signals that end a program
 
+#[cfg(feature = "static")]
+mod allocator;
 pub(crate) mod batch_read;
 pub(crate) mod below;
 pub(crate) mod byte_lock;
