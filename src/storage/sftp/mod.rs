@@ -36,7 +36,7 @@ use uuid::Uuid;
 pub use address::Address;
 use failure::Failure;
 use pool::{Lease, Pool};
-use session::{Folder, Session, WriteError};
+use session::{Folder, NewFile, Session, WriteError, is_synced};
 use ssh::Ssh;
 use wire::{Attributes, Extension, FileKind, Mode, Request, Status};
 
@@ -246,46 +246,53 @@ impl SftpStorage {
         }
     }
 
-    /// Makes the folder of an object, durably.
-    fn make_folder(&self, session: &Session, name: &str) -> Result<(), Failure> {
-        let Some((folder, _)) = name.rsplit_once('/') else { return Ok(()) };
-        let made = session.make_folders(&self.address.path, folder)?;
-        // A folder becomes durable when its parent is synced.
-        let parents: Vec<_> = made.iter().filter_map(|made| Some(made.rsplit_once('/')?.0.to_owned())).collect();
-        self.sync_folders(session, &parents)
+    /// Creates a temporary file for an object, and opens its folder; both are made if need be. Returns `None` if the object
+    /// exists already.
+    fn begin<'c>(&self, session: &'c Session, name: &str, temporary: &str) -> Result<Option<Begun<'c>>, Failure> {
+        let path = self.path(folder_of(name));
+        let mut folder = session.open_folder(&path)?;
+        let look = session.look(&self.path(name))?;
+        let created = session.begin(temporary, Mode::Create)?;
+        match look.wait() {
+            // It or its folder does not exist.
+            Err(failure) if failure.is_missing() => {}
+            found => {
+                session.close_opening(created);
+                return found.map(|_| None);
+            }
+        }
+        match (created.wait(), name.rsplit_once('/')) {
+            (Err(failure), Some((below, _))) if failure.is_missing() => {
+                let new = session.begin_folders(&self.address.path, below)?;
+                folder = session.open_folder(&path)?;
+                let created = session.begin(temporary, Mode::Create)?;
+                let (above, made) = new.wait()?;
+                let file = match created.wait() {
+                    Err(failure) if !failure.is_lost() => made.and(Err(failure))?,
+                    created => created?,
+                };
+                folder.wait()?;
+                Ok(Some(Begun { file, folder, above }))
+            }
+            (created, _) => {
+                let file = created?;
+                folder.wait()?;
+                Ok(Some(Begun { file, folder, above: Vec::new() }))
+            }
+        }
     }
 
-    /// Writes a spool to a new temporary file. Returns false if the object exists already.
-    fn upload(&self, session: &Session, spool: &Spool, temporary: &str) -> Result<bool, WriteError> {
-        let object = self.path(spool.object());
-        let mut created = {
-            let look = session.look(&object)?;
-            let created = session.begin(temporary, Mode::Create)?;
-            match look.wait() {
-                // It or its folder does not exist.
-                Err(failure) if failure.is_missing() => created,
-                found => {
-                    session.close_opening(created);
-                    return found.map(|_| false).map_err(WriteError::from);
-                }
-            }
-        };
-        for is_last in [false, true] {
-            match session.write(created, &mut spool.upload(), spool.length()) {
-                Err(WriteError::Failed(failure)) if failure.is_missing() && !is_last => {
-                    self.make_folder(session, spool.object())?;
-                    created = session.begin(temporary, Mode::Create)?;
-                }
-                written => {
-                    written?;
-                    break;
-                }
-            }
+    /// Writes a spool to a new temporary file. New folders are synced at the same time.
+    fn upload(&self, session: &Session, spool: &Spool, begun: &Begun<'_>) -> Result<(), WriteError> {
+        let syncs = begun.above.iter().map(Folder::begin_sync).collect::<Result<Vec<_>, _>>()?;
+        session.write(&begun.file, &mut spool.upload(), spool.length())?;
+        for sync in syncs {
+            self.note_sync(sync.map_or(Ok(false), is_synced)?);
         }
         if !session.has(Extension::Fsync) {
             self.unsynced.store(true, Ordering::Relaxed);
         }
-        Ok(true)
+        Ok(())
     }
 
     /// Gives a temporary file the name of its object, and syncs the folder. The temporary name is gone then, unless this
@@ -366,18 +373,9 @@ impl SftpStorage {
     fn try_to_store(&self, session: &Session, spool: &Spool, temporary: &str) -> Result<Published, Error> {
         let name = spool.object();
         let failed = |failure| self.explain_write(session, failure, "store", name, spool.length());
-        let path = self.path(folder_of(name));
-        let mut folder = session.open_folder(&path).map_err(failed)?;
-        match self.upload(session, spool, temporary) {
-            Ok(true) => {
-                if !folder.wait().map_err(failed)? {
-                    // It was made with the temporary file.
-                    folder = session.open_folder(&path).map_err(failed)?;
-                    folder.wait().map_err(failed)?;
-                }
-                self.publish(session, temporary, &self.path(name), &folder).map_err(failed)
-            }
-            Ok(false) => Ok(Published::Taken),
+        let Some(begun) = self.begin(session, name, temporary).map_err(failed)? else { return Ok(Published::Taken) };
+        match self.upload(session, spool, &begun) {
+            Ok(()) => self.publish(session, temporary, &self.path(name), &begun.folder).map_err(failed),
             Err(WriteError::Failed(failure)) => Err(failed(failure)),
             Err(WriteError::Spool(error)) => Err(Error::io("read the temporary file of", name, error)),
             Err(WriteError::Short { stored }) => {
@@ -483,6 +481,13 @@ impl SftpStorage {
     }
 }
 
+/// A temporary file that was created, its folder, and the folders above it if they may be new.
+struct Begun<'c> {
+    file: NewFile,
+    folder: Folder<'c>,
+    above: Vec<Folder<'c>>,
+}
+
 /// The result of giving an object its name.
 enum Published {
     Yes,
@@ -521,7 +526,9 @@ impl Storage for SftpStorage {
         if self.unsynced.load(Ordering::Relaxed) {
             lacking.retain(|words| *words != known[2].1);
         }
-        Capabilities { lanes: self.pool.most(), shortcomings: lacking, ..Capabilities::default() }
+        // While the server syncs and names some objects, the bytes of others fill the connections.
+        let lanes = self.pool.most() + self.pool.most().div_ceil(2);
+        Capabilities { lanes, shortcomings: lacking, ..Capabilities::default() }
     }
 
     fn spool(&self, name: &str, run: Uuid) -> Result<Spool, Error> {

@@ -105,23 +105,16 @@ impl Session {
         }
     }
 
-    /// Makes a folder and missing folders above it, down from `root`. Returns those that it made.
-    pub(super) fn make_folders(&self, root: &str, folder: &str) -> Result<Vec<String>, Failure> {
-        let mut made = Vec::new();
+    /// Begins to make a folder and those above it, down from `root`, and to open the folders that hold their names.
+    pub(super) fn begin_folders(&self, root: &str, folder: &str) -> Result<NewFolders<'_>, Failure> {
+        let mut new = NewFolders { above: Vec::new(), made: Vec::new() };
         let mut path = root.trim_end_matches('/').to_owned();
         for name in folder.split('/') {
+            new.above.push(self.open_folder(if path.is_empty() { "/" } else { &path })?);
             path = format!("{path}/{name}");
-            match self.act(&Request::MkDir { path: &path }) {
-                Ok(()) => made.push(path.clone()),
-                Err(failure) if failure.is_lost() => return Err(failure),
-                // Version 3 has no code for a name that is taken.
-                Err(failure) => match self.attributes(&path) {
-                    Ok(found) if found.kind() == Some(FileKind::Directory) => {}
-                    _ => return Err(failure),
-                },
-            }
+            new.made.push(self.connection.send(&Request::MkDir { path: &path })?);
         }
-        Ok(made)
+        Ok(new)
     }
 
     /// Reads a range of a file into `bytes`, which is replaced. The end of the file is [`Status::Eof`].
@@ -225,10 +218,9 @@ impl Session {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Creates a file with this content, which is `length` bytes long, and syncs it if the server can.
-    pub(super) fn write(&self, opening: Opening<'_>, content: &mut dyn Read, length: u64) -> Result<(), WriteError> {
-        let handle = handle(opening.0)?;
-        self.write_open(&handle, content, length).inspect_err(|_| self.close(&handle))
+    /// Writes the content of a new file, which is `length` bytes long, and syncs it if the server can.
+    pub(super) fn write(&self, file: &NewFile, content: &mut dyn Read, length: u64) -> Result<(), WriteError> {
+        self.write_open(&file.0, content, length).inspect_err(|_| self.close(&file.0))
     }
 
     fn write_open(&self, handle: &[u8], content: &mut dyn Read, length: u64) -> Result<(), WriteError> {
@@ -456,6 +448,45 @@ impl Session {
 #[derive(Debug)]
 pub(super) struct Opening<'c>(Pending<'c>);
 
+impl Opening<'_> {
+    /// Waits until the file is open, to be written.
+    pub(super) fn wait(self) -> Result<NewFile, Failure> {
+        handle(self.0).map(NewFile)
+    }
+}
+
+/// A file that is open, to be written.
+#[derive(Debug)]
+pub(super) struct NewFile(Vec<u8>);
+
+/// Folders that are being made, each in the one before.
+#[derive(Debug)]
+pub(super) struct NewFolders<'c> {
+    above: Vec<Folder<'c>>,
+    made: Vec<Pending<'c>>,
+}
+
+impl<'c> NewFolders<'c> {
+    /// Waits for the server. Returns the folders to be synced, so that the new names are durable, and whether the last folder
+    /// was made: if not, it may exist.
+    pub(super) fn wait(self) -> Result<(Vec<Folder<'c>>, Result<(), Failure>), Failure> {
+        let NewFolders { mut above, made } = self;
+        let mut last = Ok(());
+        for pending in made {
+            last = done(pending);
+            if let Err(failure) = &last
+                && failure.is_lost()
+            {
+                return Err(failure.clone());
+            }
+        }
+        for folder in &mut above {
+            folder.wait()?;
+        }
+        Ok((above, last))
+    }
+}
+
 /// A folder to be synced. Closed on drop.
 #[derive(Debug)]
 pub(super) struct Folder<'c> {
@@ -483,7 +514,7 @@ impl Folder<'_> {
         self.begin_sync()?.map_or(Ok(false), is_synced)
     }
 
-    fn begin_sync(&self) -> Result<Option<Pending<'_>>, Failure> {
+    pub(super) fn begin_sync(&self) -> Result<Option<Pending<'_>>, Failure> {
         let begin = |handle| self.session.connection.send(&Request::Fsync { handle });
         self.handle.as_deref().map(begin).transpose()
     }
@@ -529,7 +560,7 @@ impl From<Failure> for WriteError {
 }
 
 /// Whether a folder was synced. A file system that cannot sync folders is not a failure; a broken disk is.
-fn is_synced(pending: Pending<'_>) -> Result<bool, Failure> {
+pub(super) fn is_synced(pending: Pending<'_>) -> Result<bool, Failure> {
     match done(pending) {
         Ok(()) => Ok(true),
         Err(Failure::Status(Status::Unsupported | Status::Other(_), _)) => Ok(false),
