@@ -11,6 +11,7 @@ use super::exit::Usage;
 use super::global::Global;
 use super::output;
 use super::reader_args::{DiskCacheArgs, DiskCaching, ReaderArgs, SMALL_CACHE, select};
+use super::repository_arg::Use;
 use super::show;
 use crate::archive::{EntryRef, FileData, Selector};
 use crate::format::Kind;
@@ -54,7 +55,8 @@ fn refusal(selector: &Selector, entry: &EntryRef<'_>) -> Option<String> {
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let selector = Selector::parse(args.what.as_bytes()).map_err(Usage)?;
     let monitor = global.monitor(false);
-    let archive = args.reader.open_archive(global, &monitor, SMALL_CACHE, (&args.disk, DiskCaching::Fill))?;
+    let archive =
+        args.reader.open_archive(Use::Command, global, &monitor, SMALL_CACHE, (&args.disk, DiskCaching::Fill))?;
     let snapshot = select(&*archive, &selector, &monitor)?;
     let listed = archive.at_path(&snapshot, &selector.path)?;
     if let Some(why) = refusal(&selector, &listed.entry()) {

@@ -13,6 +13,7 @@ use super::exit::{self, Usage};
 use super::global::Global;
 use super::output;
 use super::reader_args::{DiskCacheArgs, DiskCaching, ReaderArgs, SMALL_CACHE, select};
+use super::repository_arg::Use;
 use super::show::{self, size};
 use crate::archive::{EntryHandle, EntryRef, Selector};
 use crate::format::Kind;
@@ -79,7 +80,8 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let parse = |text: &OsString| Selector::parse(text.as_bytes()).map_err(Usage);
     let selectors = (parse(&args.before)?, parse(&args.after)?);
     let monitor = global.monitor(args.json);
-    let archive = args.reader.open_archive(global, &monitor, SMALL_CACHE, (&args.disk, DiskCaching::Fill))?;
+    let archive =
+        args.reader.open_archive(Use::Command, global, &monitor, SMALL_CACHE, (&args.disk, DiskCaching::Fill))?;
     let before = select(&*archive, &selectors.0, &monitor)?;
     let after = select(&*archive, &selectors.1, &monitor)?;
     let trees = (

@@ -12,6 +12,7 @@ use super::exit::{self, Usage};
 use super::global::Global;
 use super::output;
 use super::reader_args::{DiskCacheArgs, DiskCaching, ReaderArgs, SMALL_CACHE, select};
+use super::repository_arg::Use;
 use super::show;
 use crate::archive::Selector;
 use crate::format::{Kind, Timestamp};
@@ -117,7 +118,8 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         return Err(Usage("--snapshot does not accept a path; put the path into the pattern".into()).into());
     }
     let monitor = global.monitor(args.json);
-    let archive = args.reader.open_archive(global, &monitor, SMALL_CACHE, (&args.disk, DiskCaching::Fill))?;
+    let archive =
+        args.reader.open_archive(Use::Command, global, &monitor, SMALL_CACHE, (&args.disk, DiskCaching::Fill))?;
     let within = match selector {
         Some(selector) => SearchScope::One(select(&*archive, &selector, &monitor)?),
         None => SearchScope::All(args.source.clone()),

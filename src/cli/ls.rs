@@ -13,6 +13,7 @@ use super::exit::Usage;
 use super::global::Global;
 use super::output;
 use super::reader_args::{DiskCacheArgs, DiskCaching, ReaderArgs, SMALL_CACHE, select};
+use super::repository_arg::Use;
 use super::show;
 use crate::archive::{Archive, EntryHandle, Selector, SnapshotDirectory, TreeWalk, WalkStep};
 use crate::format::Kind;
@@ -54,7 +55,8 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let selector = Selector::parse(args.what.as_bytes()).map_err(Usage)?;
     let monitor = global.monitor(args.json);
-    let archive = args.reader.open_archive(global, &monitor, SMALL_CACHE, (&args.disk, DiskCaching::Fill))?;
+    let archive =
+        args.reader.open_archive(Use::Command, global, &monitor, SMALL_CACHE, (&args.disk, DiskCaching::Fill))?;
     let snapshot = select(&*archive, &selector, &monitor)?;
     let listed = archive.at_path(&snapshot, &selector.path)?;
     let mut out = std::io::BufWriter::new(output::stdout());

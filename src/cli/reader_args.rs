@@ -127,12 +127,13 @@ impl ReaderArgs {
     /// bytes.
     pub(super) fn open_archive(
         &self,
+        usage: Use,
         global: &Global,
         monitor: &dyn Monitor,
         cache: u64,
         (disk, caching): (&DiskCacheArgs, DiskCaching),
     ) -> Result<Arc<dyn Archive>> {
-        let parts = self.open_parts(Use::Command, FirstUse::Trusted, global, monitor, cache)?;
+        let parts = self.open_parts(usage, FirstUse::Trusted, global, monitor, cache)?;
         Ok(Arc::new(parts.reader(disk, caching)?))
     }
 

@@ -153,6 +153,8 @@ fn discreetly<T, E: fmt::Display>(
 pub(super) enum Use {
     /// A command, which waits for a server, and fails at once if a disk is unplugged.
     Command,
+    /// A command that reads much.
+    Transfer,
     /// A mount, whose readers wait for both, but not long.
     Mount,
 }
@@ -256,7 +258,11 @@ impl ResolvedRepository {
                 }
             }
         };
-        Ok(Repository::open_wrapped(location, ahead, wrap)?)
+        let repository = Repository::open_wrapped(location, ahead, wrap)?;
+        if usage == Use::Transfer {
+            repository.target().widen();
+        }
+        Ok(repository)
     }
 }
 
@@ -291,8 +297,8 @@ impl TargetArgs {
 fn policy(usage: Use, is_remote: bool) -> Option<RetryPolicy> {
     let [server, disk] = MOUNTED;
     let longest = match (usage, is_remote) {
-        (Use::Command, true) => SERVER,
-        (Use::Command, false) => return None,
+        (Use::Command | Use::Transfer, true) => SERVER,
+        (Use::Command | Use::Transfer, false) => return None,
         (Use::Mount, true) => server,
         (Use::Mount, false) => disk,
     };

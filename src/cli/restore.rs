@@ -15,6 +15,7 @@ use super::exit::Usage;
 use super::global::Global;
 use super::output;
 use super::reader_args::{DiskCacheArgs, DiskCaching, ReaderArgs, SMALL_CACHE, select};
+use super::repository_arg::Use;
 use super::show::size;
 use super::signals::stop_soon_on_signals;
 use crate::archive::Selector;
@@ -121,7 +122,8 @@ impl Args {
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let selector = Selector::parse(args.what.as_bytes()).map_err(Usage)?;
     let monitor = global.monitor(args.json);
-    let archive = args.reader.open_archive(global, &monitor, SMALL_CACHE, (&args.disk, DiskCaching::Read))?;
+    let usage = if args.is_whole(&selector) { Use::Transfer } else { Use::Command };
+    let archive = args.reader.open_archive(usage, global, &monitor, SMALL_CACHE, (&args.disk, DiskCaching::Read))?;
     let snapshot = select(&*archive, &selector, &monitor)?;
     let listed = archive.at_path(&snapshot, &selector.path)?;
     if args.is_whole(&selector) {

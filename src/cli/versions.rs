@@ -13,6 +13,7 @@ use super::exit;
 use super::global::Global;
 use super::output;
 use super::reader_args::{DiskCacheArgs, DiskCaching, ReaderArgs, SMALL_CACHE};
+use super::repository_arg::Use;
 use super::show::{self, local, local_name_time, name_time, size};
 use crate::archive::EntryHandle;
 use crate::format::name::SnapshotName;
@@ -59,7 +60,8 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let monitor = global.monitor(args.json);
-    let archive = args.reader.open_archive(global, &monitor, SMALL_CACHE, (&args.disk, DiskCaching::Fill))?;
+    let archive =
+        args.reader.open_archive(Use::Command, global, &monitor, SMALL_CACHE, (&args.disk, DiskCaching::Fill))?;
     let path = args.path.as_bytes();
     // Unbuffered, since the search for the next version can take long.
     let mut out = output::stdout();

@@ -100,6 +100,9 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// Hint that caches should keep this object longer than others: every access to what is stored needs it.
     fn prefer(&self, _name: &str) {}
 
+    /// Hint that much will be transferred soon, so that connections may be opened meanwhile.
+    fn widen(&self) {}
+
     /// Drops the copy of these bytes that is kept elsewhere than in the object, because they turned out to be wrong. Returns
     /// whether there was one, so that reading them again may help.
     fn drop_copy(&self, _name: &str, _offset: u64, _length: usize) -> bool {

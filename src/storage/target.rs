@@ -167,6 +167,11 @@ impl Target {
         self.ahead.bytes(&self.storage, name, limit).map_or_else(|| self.storage.get(name, limit), Ok)
     }
 
+    /// Says that much will be transferred soon; see [`Storage::widen`].
+    pub fn widen(&self) {
+        self.storage.widen();
+    }
+
     /// Begins reads whose results will be needed soon, over a network. The next read of the same object or prefix takes the
     /// result, unless the read failed or ended too long ago. A read that was begun earlier and not taken is kept, so a result
     /// may be some seconds older than this call. Of many reads, some are made at a time, in this order.

@@ -143,6 +143,10 @@ impl<W: Wrapper> Storage for W {
         self.inner().prefer(name);
     }
 
+    fn widen(&self) {
+        self.inner().widen();
+    }
+
     fn drop_copy(&self, name: &str, offset: u64, length: usize) -> bool {
         self.inner().drop_copy(name, offset, length)
     }

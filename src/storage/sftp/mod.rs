@@ -567,6 +567,10 @@ impl Storage for SftpStorage {
         }
     }
 
+    fn widen(&self) {
+        self.pool.widen();
+    }
+
     /// Asks for the length and opens the file at the same time: most such objects are small, and round trips take the time.
     fn get(&self, name: &str, limit: usize) -> Result<Vec<u8>, Error> {
         let (session, path) = (self.share("read", name)?, self.path(name));

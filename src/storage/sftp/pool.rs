@@ -103,16 +103,29 @@ impl Pool {
     /// background if all are in use.
     pub(super) fn share_and_grow(self: &Arc<Self>) -> Result<Lease, Failure> {
         let lease = self.share()?;
-        let is_shared = lease.0.users.load(Ordering::Relaxed) > 1;
+        if lease.0.users.load(Ordering::Relaxed) > 1 {
+            self.grow(1);
+        }
+        Ok(lease)
+    }
+
+    /// Opens all connections that may be opened, in the background.
+    pub(super) fn widen(self: &Arc<Self>) {
+        self.grow(self.most());
+    }
+
+    /// Opens up to `count` more connections in the background, while there are others.
+    fn grow(self: &Arc<Self>, count: usize) {
         let mut open = self.lock();
-        if is_shared && self.may_open(&open) {
+        for _ in 0..count {
+            if !self.may_open(&open) {
+                break;
+            }
             let pool = self.clone();
             // If the system refuses, the connections that exist have to do.
             let started = thread::Builder::new().name("sftp login".into()).spawn(move || drop(pool.open()));
             open.opening += usize::from(started.is_ok());
         }
-        drop(open);
-        Ok(lease)
     }
 
     /// Opens a connection that was counted as being opened. After a failure, no more are opened for a while if there are
