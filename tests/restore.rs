@@ -10,7 +10,7 @@ use std::io::{Seek, SeekFrom, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use common::machine;
 use common::{Run, Site, content, set_mode, set_time, settle, tree};
@@ -103,6 +103,31 @@ fn the_restored_tree_equals_the_source() {
     assert_eq!(found, expected);
     let first = fs::metadata(out.join("names/first")).unwrap();
     assert_eq!(first.nlink(), 3);
+}
+
+#[test]
+fn modes_and_owners_are_those_of_the_snapshot_under_any_umask_and_below_any_directory() {
+    let site = motley();
+    for mode in [0o400, 0o444, 0o640, 0o666, 0o755, 0o777, 0o1644, 0o2755, 0o4777] {
+        set_mode(&site.write(&format!("modes/{mode:o}"), "content"), mode);
+    }
+    site.backup(&[]).ok();
+    for umask in [0o000, 0o022, 0o077, 0o777] {
+        let above = site.path().join(format!("{umask:o}"));
+        fs::create_dir(&above).unwrap();
+        // New entries inherit the group.
+        chown(&above, Some(3), Some(4)).unwrap();
+        set_mode(&above, 0o2777);
+        let to = above.join("restored");
+        let command = format!("umask {umask:o}; exec \"$@\"");
+        let brackfs = site.command(&["restore", "latest", "--json", "--to", to.to_str().unwrap()]);
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &command, "sh"]).arg(brackfs.get_program()).args(brackfs.get_args());
+        shell.env_clear().envs(brackfs.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let output = shell.stdin(Stdio::null()).output().unwrap();
+        assert!(output.status.success(), "umask {umask:o}: {output:?}");
+        assert_eq!(tree(&to), tree(&site.source()), "umask {umask:o}");
+    }
 }
 
 #[test]

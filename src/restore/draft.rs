@@ -9,7 +9,7 @@ use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Stat
 use rustix::io::Errno;
 
 use super::entry_error::EntryError;
-use super::metadata::{FileId, inode};
+use super::metadata::{FileId, PRIVATE, inode};
 use super::temporary;
 
 /// Serializes checking and taking a name where the file system cannot do both in one call.
@@ -29,11 +29,12 @@ pub(super) struct Draft<'d> {
 }
 
 impl<'d> Draft<'d> {
-    /// Creates a regular file: unnamed if the file system supports it, otherwise with a temporary name.
-    pub(super) fn file(into: &'d OwnedFd) -> Result<Self, Errno> {
-        let (write, private) = (OFlags::WRONLY | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR);
+    /// Creates a regular file: unnamed and with this mode if the file system supports it, otherwise with a temporary name and
+    /// private.
+    pub(super) fn file(into: &'d OwnedFd, mode: Mode) -> Result<Self, Errno> {
+        let write = OFlags::WRONLY | OFlags::CLOEXEC;
         let unnamed = if *CAN_BE_NAMED_LATER {
-            rustix::fs::openat(into, c".", write | OFlags::TMPFILE, private)
+            rustix::fs::openat(into, c".", write | OFlags::TMPFILE, mode)
         } else {
             Err(Errno::OPNOTSUPP)
         };
@@ -42,7 +43,7 @@ impl<'d> Draft<'d> {
             Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOENT) => {
                 let name = temporary::name();
                 let flags = write | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
-                let fd = rustix::fs::openat(into, &name, flags, private)?;
+                let fd = rustix::fs::openat(into, &name, flags, PRIVATE)?;
                 Ok(Draft { into, fd: fd.into(), temporary: Some(name) })
             }
             Err(e) => Err(e),
@@ -160,6 +161,6 @@ pub(super) fn is_own(folder: &OwnedFd, stat: &Stat) -> Result<bool, Errno> {
     if stat.st_uid == rustix::process::geteuid().as_raw() {
         return Ok(true);
     }
-    let new = Draft::file(folder)?;
+    let new = Draft::file(folder, PRIVATE)?;
     Ok(rustix::fs::fstat(&new.fd)?.st_uid == stat.st_uid)
 }

@@ -12,7 +12,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use super::draft::Draft;
-use super::metadata::{FileId, inode, times};
+use super::metadata::{FileId, PRIVATE, inode, times};
 use crate::archive::{self, Archive, EntryHandle, EntryRef, FileData};
 use crate::format::{Kind, Timestamp};
 
@@ -125,7 +125,7 @@ impl From<io::Error> for Differs {
 /// The mtime that a file in `directory` has after setting `time`. `None` if it cannot be set.
 fn kept(directory: &OwnedFd, time: Timestamp) -> Option<Timestamp> {
     let set = || -> Result<Timestamp, Errno> {
-        let draft = Draft::file(directory)?;
+        let draft = Draft::file(directory, PRIVATE)?;
         rustix::fs::futimens(&draft.fd, &times(time))?;
         Ok(modified(&rustix::fs::fstat(&draft.fd)?))
     };

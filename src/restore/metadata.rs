@@ -25,6 +25,9 @@ use crate::source::{Extended, Owners};
 /// Restrictive inode flags. They prevent further changes and links, so they are set last.
 pub(super) const FORBIDDING: u32 = Entry::IMMUTABLE | Entry::APPEND_ONLY;
 
+/// The mode of a file that is not complete.
+pub(super) const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);
+
 /// The attribute of a POSIX access ACL.
 const ACL: &[u8] = b"system.posix_acl_access";
 
@@ -72,18 +75,28 @@ impl MetadataWriter {
         self.left_out.load(Ordering::Relaxed)
     }
 
-    /// Sets the metadata of a file that was just written and has attributes of the names `there`. Returns the first unexpected
-    /// failure.
+    /// Sets the metadata of a file that was just written and has attributes of the names `there`. What it has already is not
+    /// set again: a look takes less than a change. Returns the first unexpected failure.
     pub(super) fn file(&self, file: impl AsFd, listed: &EntryHandle, there: &[Vec<u8>]) -> Option<String> {
         let (fd, entry) = (file.as_fd(), listed.entry());
         let mut steps = Steps::default();
-        let owned = steps.record("set its owner", self.own(listed, |uid, gid| rustix::fs::fchown(fd, uid, gid)));
+        let now = rustix::fs::fstat(fd).ok();
+        let has_owner = |uid: Option<Uid>, gid: Option<Gid>| {
+            let has = |wanted: Option<u32>, id: u32| wanted.is_none_or(|wanted| wanted == id);
+            now.is_some_and(|now| has(uid.map(Uid::as_raw), now.st_uid) && has(gid.map(Gid::as_raw), now.st_gid))
+        };
+        let own = |uid, gid| if has_owner(uid, gid) { Ok(()) } else { rustix::fs::fchown(fd, uid, gid) };
+        let owned = steps.record("set its owner", self.own(listed, own));
         self.xattrs(&entry, &mut steps, there, |attribute, value| match value {
             Some(value) => fsetxattr(fd, attribute, value, XattrFlags::empty()),
             None => fremovexattr(fd, attribute),
         });
         let mode = self.mode(&entry, owned.unwrap_or(false));
-        steps.record("set its mode", self.allowed(Property::Mode, rustix::fs::fchmod(fd, mode)));
+        // Attributes may have changed the mode.
+        let is_plain = there.is_empty() && entry.xattrs.is_empty();
+        if !(is_plain && now.is_some_and(|now| Mode::from_raw_mode(now.st_mode) == mode)) {
+            steps.record("set its mode", self.allowed(Property::Mode, rustix::fs::fchmod(fd, mode)));
+        }
         steps.record("set its times", self.allowed(Property::Times, rustix::fs::futimens(fd, &times(entry.mtime))));
         steps.first
     }
@@ -246,6 +259,15 @@ impl MetadataWriter {
                 self.refusals.count(Property::InodeFlags, why);
             }
         }
+    }
+}
+
+/// The mode to create a file with: that of the entry, which does not have to be set again then, unless the owner must be able
+/// to set attributes first. Set-id bits are set last.
+pub(super) fn first_mode(entry: &EntryRef<'_>) -> Mode {
+    match entry.xattrs.is_empty() {
+        true => Mode::from_raw_mode(entry.mode) & (Mode::RWXU | Mode::RWXG | Mode::RWXO),
+        false => PRIVATE,
     }
 }
 

@@ -8,13 +8,13 @@ use std::io::{self, Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{AtFlags, Mode};
+use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
 use super::draft::Draft;
 use super::entry_error::EntryError;
 use super::existing::{self, ExistingEntry, file_type};
-use super::metadata::{FORBIDDING, FileId, MetadataWriter, inode};
+use super::metadata::{FORBIDDING, FileId, MetadataWriter, PRIVATE, first_mode, inode};
 use super::open_output::{Clash, OpenOutput};
 use super::options::Conflict;
 use super::refusals::Property;
@@ -120,7 +120,7 @@ impl EntryWriter<'_> {
     }
 
     fn file<'d>(&self, listed: &EntryHandle, into: &'d OpenOutput) -> Result<(Draft<'d>, Option<String>), EntryError> {
-        let draft = Draft::file(&into.fd)?;
+        let draft = Draft::file(&into.fd, first_mode(&listed.entry()))?;
         // Set before the first write: flags such as compression or no-copy-on-write apply to new data only.
         self.metadata.set_inode_flags(&draft.fd, listed.entry().inode_flags & !FORBIDDING);
         let differs = self.content(listed, &draft.fd)?;
@@ -130,12 +130,11 @@ impl EntryWriter<'_> {
 
     fn special<'d>(&self, listed: &EntryHandle, into: &'d OwnedFd) -> Result<(Draft<'d>, Option<String>), EntryError> {
         let entry = listed.entry();
-        let private = Mode::RUSR | Mode::WUSR;
         let draft = Draft::special(into, file_type(entry.kind), |name| match entry.kind {
             Kind::Symlink => rustix::fs::symlinkat(entry.target, into, name),
             kind => {
                 let (major, minor) = entry.device;
-                rustix::fs::mknodat(into, name, file_type(kind), private, rustix::fs::makedev(major, minor))
+                rustix::fs::mknodat(into, name, file_type(kind), PRIVATE, rustix::fs::makedev(major, minor))
             }
         })?;
         let described = self.metadata.special(&draft.fd, listed);
