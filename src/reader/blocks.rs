@@ -1,7 +1,7 @@
 //! Blocks: fetched, decrypted, decompressed and cached. Each chunk is verified before its first use.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::buffers::{self, Buffers};
@@ -28,6 +28,8 @@ pub(super) struct Core {
     decoded: AtomicU64,
     /// The content of a small file was read since a directory was listed.
     content_read: AtomicBool,
+    /// The number of files that are read as a whole at the moment.
+    whole_files: AtomicUsize,
 }
 
 /// Caches of blocks and nodes.
@@ -119,6 +121,24 @@ impl Blocks {
     }
 }
 
+/// A file that is read as a whole.
+pub(super) struct WholeFile<'c>(&'c Core);
+
+impl WholeFile<'_> {
+    /// Bytes of blocks to prefetch for it: its share of the cache, and at most half, so that no block leaves the cache before
+    /// it is read.
+    pub(super) fn room(&self) -> u64 {
+        let files = self.0.whole_files.load(Ordering::Relaxed).max(2);
+        (self.0.blocks.blocks.limit() / files) as u64
+    }
+}
+
+impl Drop for WholeFile<'_> {
+    fn drop(&mut self) {
+        self.0.whole_files.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Core {
     pub(super) fn new(repository: Repository, access: Access, cache_size: usize) -> Self {
         Core {
@@ -129,6 +149,7 @@ impl Core {
             buffers: Arc::default(),
             decoded: AtomicU64::new(0),
             content_read: AtomicBool::new(false),
+            whole_files: AtomicUsize::new(0),
         }
     }
 
@@ -247,6 +268,12 @@ impl Core {
     /// Number of blocks of the maximum size that fit half of the cache.
     pub(super) fn room_for_blocks(&self) -> usize {
         self.blocks.blocks.limit() / BLOCK_SIZE / 2
+    }
+
+    /// Begins to read a whole file.
+    pub(super) fn begin_whole_file(&self) -> WholeFile<'_> {
+        self.whole_files.fetch_add(1, Ordering::Relaxed);
+        WholeFile(self)
     }
 
     /// Reads a chunk and verifies it.

@@ -27,6 +27,9 @@ const SMALL_HOLE: u64 = 32 << 10;
 /// Maximum number of extents examined in search of a hole.
 const SEARCHED: usize = 4096;
 
+/// Maximum number of extents to look ahead for blocks to prefetch.
+const LOOKED_AHEAD: usize = 128;
+
 /// Reads the content of a file. Cheap to create; holds no content.
 pub struct FileReader {
     core: Arc<Core>,
@@ -83,6 +86,27 @@ impl Sequence {
 enum FileExtent {
     Chunk(BlockLocation, ChunkRef),
     Hole,
+}
+
+/// Chunks in one block that follow each other in a file, up to an offset.
+struct ChunksOfBlock {
+    block: BlockLocation,
+    chunks: Vec<ChunkRef>,
+    end: u64,
+}
+
+impl ChunksOfBlock {
+    /// Adds a chunk to those in `open`. If it is in another block, it begins new ones, and the others are returned.
+    fn add(open: &mut Option<Self>, block: BlockLocation, chunk: ChunkRef, end: u64) -> Option<Self> {
+        match open {
+            Some(same) if same.block == block => {
+                same.chunks.push(chunk);
+                same.end = end;
+                None
+            }
+            other => other.replace(ChunksOfBlock { block, chunks: vec![chunk], end }),
+        }
+    }
 }
 
 /// The last extent node used, and its start in the file. The next extent is usually in it, and a node too large for the
@@ -166,9 +190,11 @@ impl FileReader {
         Ok(())
     }
 
-    /// A request for a chunk that ends at `end` in the file. It expires when the file has been read up to there.
-    fn prefetch_request(&self, block: BlockLocation, chunk: ChunkRef, end: u64) -> PrefetchRequest {
-        PrefetchRequest { block, chunk: Some(chunk), until: Until::Passed(self.read_to.clone(), end) }
+    /// Requests a block with chunks, the last of which ends at `end` in the file. The request expires when the file has been
+    /// read up to there.
+    fn request(&self, ChunksOfBlock { block, chunks, end }: ChunksOfBlock) {
+        let until = Until::Passed(self.read_to.clone(), end);
+        self.threads.send(&self.core, PrefetchRequest { block, chunks, until });
     }
 
     /// Records that the chunk that covers `within` was read up to `at`. Demotes the blocks of finished chunks more than
@@ -200,12 +226,13 @@ impl FileReader {
                 self.core.note_content_read();
                 let most = self.threads.reach.next_files.min(self.core.room_for_blocks());
                 for block in self.home.next_blocks(chunk, most) {
-                    self.threads.send(&self.core, PrefetchRequest { block: *block, chunk: None, until: Until::Open });
+                    self.threads
+                        .send(&self.core, PrefetchRequest { block: *block, chunks: Vec::new(), until: Until::Open });
                 }
             }
             return Ok(());
         }
-        let window = self.core.room_for_blocks().min(self.threads.reach.extents);
+        let window = self.core.room_for_blocks().min(self.threads.reach.file);
         let (until, mut at, ahead) = {
             let mut sequence = self.sequence();
             let until = sequence.read(offset, length);
@@ -213,49 +240,89 @@ impl FileReader {
             (until, sequence.end, sequence.ahead)
         };
         let Some(until) = until else { return Ok(()) };
-        let mut waiting = 0;
-        // Chunks that were already requested count, too.
-        while at < until.min(self.size) && waiting < window {
+        let (mut blocks, mut last, mut new) = (0, None, None);
+        for _ in 0..LOOKED_AHEAD {
+            if at >= until.min(self.size) {
+                break;
+            }
             let (begins, covers, extent) = self.extent_at(at, leaf)?;
-            at = begins + covers;
-            if let FileExtent::Chunk(location, chunk) = extent {
-                waiting += 1;
-                if begins >= ahead && self.sequence().advance(begins, at) {
-                    self.threads.send(&self.core, self.prefetch_request(location, chunk, at));
+            let end = begins + covers;
+            if let FileExtent::Chunk(block, chunk) = extent {
+                // Blocks that were already requested count, too.
+                if last != Some(block) {
+                    if blocks == window {
+                        break;
+                    }
+                    blocks += 1;
+                    last = Some(block);
+                }
+                if begins >= ahead
+                    && self.sequence().advance(begins, end)
+                    && let Some(full) = ChunksOfBlock::add(&mut new, block, chunk, end)
+                {
+                    self.request(full);
                 }
             }
+            at = end;
+        }
+        if let Some(last) = new {
+            self.request(last);
         }
         Ok(())
     }
 
-    /// Calls `visit` with every extent of the file in order, until it returns `Break`. The next chunks are prefetched if the
+    /// Calls `visit` with every extent of the file in order, until it returns `Break`. The next blocks are prefetched if the
     /// file is large enough and the cache has room.
     fn visit_data(&self, visit: &mut dyn FnMut(FileData<'_>) -> ControlFlow<()>) -> Result<(), Error> {
         self.read_to.store(0, Ordering::Relaxed);
         let reach = self.threads.reach;
-        let ahead = if self.size < reach.whole_files_from { 0 } else { self.core.room_for_blocks().min(reach.extents) };
+        let ahead = if self.size < reach.whole_files_from { 0 } else { reach.file };
+        let reading = self.core.begin_whole_file();
         let (mut at, mut leaf) = (0, None);
-        let mut waiting = VecDeque::with_capacity(ahead + 1);
+        // Extents, and whether each is the first of its block. `blocks` are those whose first extent is waiting, and `bytes` those
+        // of all waiting chunks.
+        let (mut waiting, mut blocks, mut bytes, mut last, mut is_requested) = (VecDeque::new(), 0, 0, None, false);
         loop {
-            while waiting.len() <= ahead && at < self.size {
+            let mut new = None;
+            while at < self.size && waiting.len() < LOOKED_AHEAD {
                 let (begins, covers, extent) = self.extent_at(at, &mut leaf)?;
-                at = begins + covers;
-                if let (FileExtent::Chunk(location, chunk), false) = (&extent, waiting.is_empty()) {
-                    self.threads.send(&self.core, self.prefetch_request(*location, *chunk, at));
+                let end = begins + covers;
+                let is_first = match &extent {
+                    FileExtent::Chunk(block, _) => last != Some(*block),
+                    FileExtent::Hole => false,
+                };
+                if is_first && !waiting.is_empty() && (blocks > ahead || bytes + covers > reading.room()) {
+                    break;
                 }
-                waiting.push_back((covers, extent));
+                if let FileExtent::Chunk(block, chunk) = &extent {
+                    if is_first {
+                        // A block that is needed at once is not requested.
+                        is_requested = ahead > 0 && !waiting.is_empty();
+                        last = Some(*block);
+                    }
+                    bytes += covers;
+                    if is_requested && let Some(full) = ChunksOfBlock::add(&mut new, *block, *chunk, end) {
+                        self.request(full);
+                    }
+                }
+                blocks += usize::from(is_first);
+                waiting.push_back((covers, extent, is_first));
+                at = end;
             }
-            if let Some((covers, _)) = waiting.front() {
-                self.read_to.fetch_add(*covers, Ordering::Relaxed);
+            if let Some(last) = new {
+                self.request(last);
             }
-            let flow = match waiting.pop_front() {
-                Some((covers, FileExtent::Hole)) => visit(FileData::Hole(covers)),
-                Some((_, FileExtent::Chunk(location, chunk))) => {
+            let Some((covers, extent, is_first)) = waiting.pop_front() else { return Ok(()) };
+            blocks -= usize::from(is_first);
+            self.read_to.fetch_add(covers, Ordering::Relaxed);
+            let flow = match extent {
+                FileExtent::Hole => visit(FileData::Hole(covers)),
+                FileExtent::Chunk(location, chunk) => {
+                    bytes -= covers;
                     let flow = self.core.with_chunk(&location, &chunk, |bytes| visit(FileData::Bytes(bytes)))?;
                     self.core.chunk_finished(&location, &chunk, self.size >= LARGE);
                     flow
                 }
-                None => return Ok(()),
             };
             if flow.is_break() {
                 return Ok(());

@@ -18,13 +18,13 @@ const MAX_QUEUED: usize = 32;
 /// Maximum number of threads that read from this machine.
 const MAX_THREADS: usize = 4;
 /// Number of threads that read from a server. They mostly wait for it.
-const REMOTE_THREADS: usize = 8;
+const REMOTE_THREADS: usize = 10;
 
 /// A block to decode.
 pub(super) struct PrefetchRequest {
     pub(super) block: BlockLocation,
-    /// The chunk in it to verify, too.
-    pub(super) chunk: Option<ChunkRef>,
+    /// The chunks in it to verify, too.
+    pub(super) chunks: Vec<ChunkRef>,
     pub(super) until: Until,
 }
 
@@ -49,9 +49,9 @@ impl Until {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Reach {
     threads: usize,
-    /// Extents of a file with several.
-    pub(super) extents: usize,
-    /// Minimum size, in bytes, of files whose extents are prefetched if all of the file is read.
+    /// Blocks of a file with several extents.
+    pub(super) file: usize,
+    /// Minimum size, in bytes, of files whose blocks are prefetched if all of the file is read.
     pub(super) whole_files_from: u64,
     /// Blocks of small files after one that is read.
     pub(super) next_files: usize,
@@ -73,7 +73,7 @@ impl Reach {
         let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
         Reach {
             threads,
-            extents: 4,
+            file: 4,
             whole_files_from: LARGE,
             next_files: 1,
             // Several threads read at the same time anyway.
@@ -86,7 +86,7 @@ impl Reach {
     pub(super) fn remote() -> Reach {
         Reach {
             threads: REMOTE_THREADS,
-            extents: 16,
+            file: 16,
             whole_files_from: 0,
             next_files: 8,
             announced_files: 8,
@@ -127,12 +127,12 @@ fn start(core: &Arc<Core>, threads: usize) -> Sender<PrefetchRequest> {
 }
 
 fn decode_queued(core: &Core, requests: &Receiver<PrefetchRequest>) {
-    for PrefetchRequest { block, chunk, until } in requests {
-        match chunk {
-            // The reader has passed the chunk; its block may already have left the cache.
+    for PrefetchRequest { block, chunks, until } in requests {
+        match chunks.as_slice() {
+            // The reader has passed the chunks; their block may already have left the cache.
             _ if until.is_over() => {}
-            Some(chunk) => drop(core.verify(&block, &chunk)),
-            None => drop(core.block(&block)),
+            [] => drop(core.block(&block)),
+            chunks => drop(chunks.iter().try_for_each(|chunk| core.verify(&block, chunk))),
         }
     }
 }

@@ -335,7 +335,7 @@ impl Reader {
         let most = most.min(self.core.room_for_blocks());
         let mut last = None;
         for block in blocks.filter(|block| last.replace(*block) != Some(*block)).take(most) {
-            self.prefetch.send(&self.core, PrefetchRequest { block, chunk: None, until: Until::Open });
+            self.prefetch.send(&self.core, PrefetchRequest { block, chunks: Vec::new(), until: Until::Open });
         }
     }
 
