@@ -111,7 +111,7 @@ pub struct Total {
 pub struct ProgressSnapshot {
     /// The number of finished files.
     pub files: u64,
-    /// What the files are.
+    /// What `files` counts.
     pub unit: Unit,
     /// Bytes of finished files and parts of files, including unchanged ones that were not read.
     pub bytes: u64,
@@ -131,7 +131,7 @@ impl Progress {
         self.files.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Sets what is counted as files.
+    /// Sets what the counter of files counts.
     pub fn count(&self, unit: Unit) {
         *self.unit.lock().unwrap_or_else(PoisonError::into_inner) = unit;
     }

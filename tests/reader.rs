@@ -7,6 +7,8 @@ mod common;
 use std::collections::HashSet;
 use std::fs;
 use std::sync::atomic::AtomicBool;
+use std::thread;
+use std::time::Duration;
 
 use brackfs::archive::{Archive, EntryHandle, Error, FileData};
 use brackfs::crypt::{Opener, SecretKey};
@@ -301,6 +303,36 @@ fn a_restore_over_a_network_reads_each_block_once_and_none_of_files_that_exist()
     // With a small cache, some blocks leave it before they are used if a thread is held up. Without a bound, most do.
     assert!((all..=all + all / 4).contains(&few), "{counts:?}");
     assert!(again <= 4, "{counts:?}");
+}
+
+#[test]
+fn large_files_that_are_read_at_the_same_time_share_the_cache() {
+    let names: Vec<_> = (0..8).map(|at| format!("large{at}")).collect();
+    let files: Vec<_> = names.iter().map(|name| (name.as_str(), noise(name, 12 * MIB))).collect();
+    let site = backed_up(&files);
+    let reader = remote_reader(&site, 24 * MIB);
+    let blocks: HashSet<_> = names.iter().flat_map(|name| blocks_of(&reader, &at(&reader, name))).collect();
+    let before = decoded(&reader);
+    thread::scope(|threads| {
+        for (name, content) in &files {
+            let file = reader.content(&at(&reader, name)).unwrap();
+            threads.spawn(move || {
+                let mut read = Vec::new();
+                let visit = |data: FileData<'_>| {
+                    let FileData::Bytes(bytes) = data else { panic!("a hole") };
+                    read.extend_from_slice(bytes);
+                    // Slower than the threads that read ahead.
+                    thread::sleep(Duration::from_millis(5));
+                    Ok::<_, Error>(())
+                };
+                file.each(visit).unwrap();
+                assert!(read == *content);
+            });
+        }
+    });
+    // A few leave the cache before they are used if a thread is held up.
+    let (decoded, blocks) = (decoded(&reader) - before, blocks.len() as u64);
+    assert!((blocks..=blocks + blocks / 4).contains(&decoded), "{decoded} of {blocks}");
 }
 
 #[test]

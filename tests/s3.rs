@@ -9,14 +9,16 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, chown};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, SystemTime};
 
 use brackfs::storage::{ErrorKind, Location, LocationKind, Remote, S3Storage, Storage, Target};
 use common::http_proxy::Flaw;
+use common::machine::spawn;
+use common::rclone::RCLONE;
 use common::remote::{MIB, NO_FILES, RemoteServer, RemoteSite, borrowed, many, remove_settings, round_files};
 use common::s3::Server;
-use common::{NOBODY, Site, in_mount_namespace, noise, paths_below, run, set_mode, settle};
+use common::{NOBODY, Site, in_mount_namespace, noise, paths_below, run, set_mode, settle, tree};
 use tempfile::NamedTempFile;
 use uuid::Uuid;
 
@@ -42,6 +44,48 @@ fn refusal(status: &str, headers: &str, code: &str, more: &str) -> Flaw {
 #[test]
 fn a_whole_round_works_as_on_a_directory() {
     ready(&round_files()).a_whole_round_works();
+}
+
+/// A program that is killed on drop.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// `rclone serve s3`, which sends ranges with the status of whole objects.
+#[test]
+fn rclone_is_a_server_too() {
+    let site = Site::with_files(&round_files());
+    site.key("rfc9580");
+    let (data, keys) = (site.path().join("data"), site.path().join("credentials"));
+    fs::create_dir_all(data.join("backups")).unwrap();
+    fs::write(&keys, "[default]\naws_access_key_id = someone\naws_secret_access_key = long-secret\n").unwrap();
+    set_mode(&keys, 0o600);
+    let mut rclone = Command::new(RCLONE);
+    rclone.args(["serve", "s3", data.to_str().unwrap(), "--addr", "127.0.0.1:0", "--auth-key", "someone,long-secret"]);
+    rclone.args(["--config", site.path().join("rclone.conf").to_str().unwrap()]).env("HOME", site.path());
+    let mut server = Killed(spawn(rclone.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped())));
+    let messages = BufReader::new(server.0.stderr.take().unwrap());
+    let mut endpoints = messages.lines().map_while(Result::ok).filter_map(|line| {
+        let (_, address) = line.split_once("http://127.0.0.1:")?;
+        Some(format!("http://127.0.0.1:{}", address.split(|c: char| !c.is_ascii_digit()).next()?))
+    });
+    let endpoint = endpoints.next().unwrap();
+    let brackfs = |arguments: &[&str]| {
+        let mut command = site.command(arguments);
+        remove_settings(&mut command);
+        command.env("BRACKFS_REPOSITORY", URL).env("BRACKFS_ENDPOINT", &endpoint).env("BRACKFS_CREDENTIALS", &keys);
+        run(command).ok()
+    };
+    brackfs(&["init", URL, "--recipient", site.keys().join("owner.pub").to_str().unwrap()]);
+    brackfs(&["backup", site.source().to_str().unwrap()]);
+    brackfs(&["check", "--read-data"]);
+    brackfs(&["restore", "latest", "--to", "restored"]);
+    assert!(tree(&site.path().join("restored")) == tree(&site.source()));
 }
 
 #[test]

@@ -142,6 +142,15 @@ fn a_backup_of_nothing_new_waits_few_times_for_the_server() {
 }
 
 #[test]
+fn a_first_backup_makes_folders_without_waiting_for_each() {
+    let site = Site::with_files(&[("file", "file")]);
+    site.init();
+    let source = site.source();
+    let waits = waits(&site, &["backup", source.to_str().unwrap()]);
+    assert!(waits <= 38, "{waits}");
+}
+
+#[test]
 fn passwords_in_locations_are_refused_and_never_repeated() {
     let site = Site::new();
     for arguments in

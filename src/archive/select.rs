@@ -39,6 +39,11 @@ impl Display for Selector {
 }
 
 impl Selector {
+    /// Whether the path is that of the snapshot's root.
+    pub fn is_root(&self) -> bool {
+        self.path.iter().all(|byte| b"/.".contains(byte))
+    }
+
     /// Parses `SNAP[:PATH]`.
     pub fn parse(text: &[u8]) -> Result<Self, String> {
         let colon = text.iter().position(|byte| *byte == b':').unwrap_or(text.len());

@@ -267,7 +267,7 @@ impl<'a> Checker<'a> {
         self.foreign(foreign)
     }
 
-    /// Sets the total of the progress: the chunks in indexes. Some of them may be needed by no snapshot.
+    /// Sets the total of the progress to the number of chunks in indexes. It is an estimate: no snapshot may need some of them.
     fn expect_chunks(&self) {
         if self.counts_chunks {
             let progress = self.monitor.progress();
@@ -278,7 +278,7 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// Sets the total to what was found.
+    /// Sets the total to the number of chunks that were counted.
     fn end_chunks(&self) {
         if self.counts_chunks {
             let progress = self.monitor.progress();

@@ -131,7 +131,7 @@ impl<'a> Report<'a> {
             Err(error) => self.away = Some(error),
         }
         if !self.is_outdated && self.away.is_none() {
-            // Of a lost folder before its documents, and of documents before all that need them.
+            // A lost folder comes before its documents, and documents come before what needs them.
             let mut doubts = doubts;
             doubts.sort_by_key(|doubt| (!is_folder(&doubt.path), !is_document(&doubt.path)));
             for Doubt { object, path, why } in doubts {

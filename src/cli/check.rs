@@ -36,8 +36,8 @@ const CACHE: u64 = 16 << 20;
 /// If an index names a snapshot that is missing, a note says so. It is an error once a later run has counted the snapshot;
 /// until then, the backup may have been interrupted.
 ///
-/// A line shows the progress on a terminal, and SIGUSR1 prints it. Without --read-data, the percentage is an estimate: of
-/// all chunks in indexes, some may be needed by no snapshot.
+/// A line shows the progress on a terminal, and SIGUSR1 prints it. Without --read-data, the percentage is an estimate:
+/// indexes may list chunks that no snapshot needs.
 ///
 /// Problems are reported, and nothing is changed. Data shared by several snapshots is checked once. A check needs a
 /// temporary file of about 50 bytes per chunk in $TMPDIR, or else /var/tmp. To check without a key whether a disk kept

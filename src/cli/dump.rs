@@ -64,8 +64,8 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     // std's Stdout is line-buffered, which costs time for binary data.
     let out = File::from(stdout.as_fd().try_clone_to_owned().context("cannot write to standard output")?);
     let monitor = global.monitor(false);
-    let archive =
-        args.reader.open_archive(Use::Transfer, global, &monitor, LARGE_CACHE, (&args.disk, DiskCaching::Read))?;
+    let usage = if selector.is_root() { Use::Transfer } else { Use::Command };
+    let archive = args.reader.open_archive(usage, global, &monitor, LARGE_CACHE, (&args.disk, DiskCaching::Read))?;
     let snapshot = select(&*archive, &selector, &monitor)?;
     let listed = archive.at_path(&snapshot, &selector.path)?;
     monitor.start();

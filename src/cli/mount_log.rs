@@ -34,7 +34,7 @@ struct Inner {
     recent: Mutex<Recent>,
 }
 
-/// The messages written in the current period, by the digests of what they are about.
+/// Messages written in the current period. Each is known by the digest of what it is about.
 struct Recent {
     since: Instant,
     messages: HashSet<Digest>,

@@ -114,8 +114,7 @@ impl From<OnConflict> for Conflict {
 impl Args {
     /// Whether the whole snapshot is restored, so that its totals apply.
     fn is_whole(&self, selector: &Selector) -> bool {
-        let named = selector.path.iter().any(|byte| !b"/.".contains(byte));
-        !named && self.include.is_empty() && self.exclude.is_empty()
+        selector.is_root() && self.include.is_empty() && self.exclude.is_empty()
     }
 }
 

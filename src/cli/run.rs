@@ -71,9 +71,10 @@ pub(super) struct Args {
     /// Print one JSON object for each step, and one with the result
     ///
     /// An object of a step has message_type step, step (hook, backup, forget, prune or check), source and target (null if it has
-    /// none), outcome (done, problems, skipped or failed), message, and seconds. Output of hooks, and standard error of the
-    /// commands of sources, are objects with message_type program_output, program and text on standard error. The last object has message_type summary,
-    /// dry_run, steps (their number) and code (the exit code).
+    /// none), outcome (done, problems, skipped or failed), message, and seconds. The last object has
+    /// message_type summary, dry_run, steps (their number) and code (the exit code). What hooks print, and what commands of
+    /// sources print on standard error, is printed on standard error as objects with message_type program_output, program and
+    /// text.
     #[arg(long)]
     json: bool,
 }

@@ -26,19 +26,21 @@ use crate::overview::{BackupState, Backups, Known, Overview, TargetOverview, Tri
 /// record of runs and the catalogs on this machine say which were made. Run it as the user who runs the backups.
 ///
 /// For each source on each target: its state, the age of the last completed backup, the number of snapshots, the size of
-/// the source, and the bytes that the backups of these snapshots added to the repository. Below them, a mark for each of the last 30 days (of the best backup on that local day), and a bar for each of
-/// the last 30 backups (the bytes that it stored). For each target: the number of all snapshots, the size of the sources and of
+/// the source, and the bytes that the backups of these snapshots added to the repository. Below them, a mark for each of
+/// the last 30 days (of the best backup on that local day), and a bar for each of the last 30 backups (the bytes that it
+/// stored). For each target: the number of all snapshots, the size of the sources and of
 /// the data stored for them, the last prune and the last check, and recipients whose certificates expire within 30 days.
 ///
 /// A state is ok; problems (the last backup is fresh, but not complete); skipped (fresh, and skipped since then); LATE (older
 /// than --max-age); FAILED (the last try failed); or never.
 ///
 /// All steps of `brackfs run` are recorded. A backup, prune or check by hand is recorded if the repository is named as a
-/// configured target (such as @nas), but not if it could not begin: because of wrong usage or a wrong key, or because there is
-/// no repository or another run is writing to it. A step whose process was killed, or that a crash or power failure ended,
-/// counts as failed, and is called interrupted; its time is that of its beginning. For a backup, the source must also be configured for this target, and there
-/// must be no --time. Other commands are not recorded, nor are those with a repository given as a path or URL, on other
-/// machines, or by other users.
+/// configured target (such as @nas). For a backup, the source must also be configured for this target, and there must be no
+/// --time. Not recorded are steps that could not begin (wrong usage, a wrong key, no repository, or another run that is
+/// writing to it), other commands, repositories given as a path or URL, other machines, and other users.
+///
+/// A step that was killed, or ended by a crash or a power failure, counts as failed. Its message is interrupted, and its time
+/// is when it began.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -67,9 +69,8 @@ pub(super) struct Args {
     /// json is an object with message_type summary, code (the exit code), last_run (time and code, or null), backups and
     /// targets. An object in backups has source, target, state, age_seconds, max_age_seconds, last_try and last_success (each
     /// null, or with time, outcome, message, seconds, and files, bytes, stored_bytes and problems or null), skipped (the reason
-    /// or null), last_forget, snapshots, stored_bytes (that the
-    /// backups of these snapshots added to the repository), and days (the outcomes of the last 30 days, null for days without a backup). An object
-    /// in targets has name, snapshots, stored_bytes, last_prune, last_check, recipients (fingerprint, user_id, expires,
+    /// or null), last_forget, snapshots, stored_bytes (that the backups of these snapshots added to the repository), and days
+    /// (the outcomes of the last 30 days, null for days without a backup). An object in targets has name, snapshots, stored_bytes, last_prune, last_check, recipients (fingerprint, user_id, expires,
     /// problem), and problem. Unknown values are null.
     #[arg(long, value_name = "FORM", value_enum, default_value_t = Form::Text)]
     format: Form,

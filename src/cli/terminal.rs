@@ -27,7 +27,7 @@ const JSON_INTERVAL: Duration = Duration::from_secs(1);
 const STATUS_INTERVAL: Duration = Duration::from_secs(3);
 /// Width of a terminal that does not report it.
 const COLUMNS: usize = 80;
-/// The number of problems of a run, and of main problems, that are shown without --verbose.
+/// Without --verbose, at most this many problems of a run are shown, and at most this many main problems.
 const SHOWN_PROBLEMS: u64 = 20;
 
 /// The view of the run whose progress is shown, which messages must not tear.
@@ -91,7 +91,7 @@ pub(super) struct Terminal {
     ticker: Mutex<Option<Ticker>>,
     /// Whether the run has begun, which then reports the problems that were not shown.
     is_started: AtomicBool,
-    /// The number of problems outside of lost objects, and of main problems.
+    /// The number of problems that are neither main problems nor caused by lost objects.
     problems: AtomicU64,
     main_problems: AtomicU64,
     /// The number of entries that need lost objects and were not shown.

@@ -43,7 +43,7 @@ pub(super) fn drop_in(config: &Config, file: &Path) -> String {
     }
     if needs_root(config).next().is_some() {
         line("User=root");
-        // It may share repositories with the user of the service before, and must give its new files to their owner.
+        // Its repositories may belong to the user that the service had before. New files must get that owner.
         line("CapabilityBoundingSet=CAP_CHOWN CAP_DAC_OVERRIDE");
         // systemd 257 takes CAP_SETUID and CAP_SYS_ADMIN from root with NoNewPrivileges= and system call filters, unless they are
         // ambient. The kernel clears ambient ones when a command changes to another user.
@@ -132,7 +132,8 @@ fn sources_need_root(config: &Config) -> impl Iterator<Item = String> {
     commands.chain(snapshots)
 }
 
-/// Returns what this process may not do although the configuration needs it, if it is the service: its drop-in is too old then.
+/// What the configuration needs and the service may not do. Its drop-in is then too old. `None` if this process is not the
+/// service.
 pub(super) fn shortcoming(config: &Config) -> Option<String> {
     // systemd sets both for the service of the system.
     if ["INVOCATION_ID", "STATE_DIRECTORY"].iter().any(|name| std::env::var_os(name).is_none()) {

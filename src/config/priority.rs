@@ -2,10 +2,10 @@
 
 use super::settings::Settings;
 
-/// The priority of a step. What is `None` stays as it is.
+/// The priority of a step. `None` changes nothing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Priority {
-    /// The least nice value, from 0 to 19.
+    /// The nice value, from 0 to 19. A higher one that the process has is kept.
     pub nice: Option<u8>,
     /// The class of its reads and writes.
     pub io: Option<IoClass>,

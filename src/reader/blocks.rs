@@ -125,11 +125,11 @@ impl Blocks {
 pub(super) struct WholeFile<'c>(&'c Core);
 
 impl WholeFile<'_> {
-    /// Bytes of blocks to prefetch for it: its share of the cache, and at most half, so that no block leaves the cache before
-    /// it is read.
-    pub(super) fn room(&self) -> u64 {
+    /// How many bytes to prefetch for it: its share of the cache, and at most half of the cache. More would remove blocks from
+    /// the cache that are not read yet.
+    pub(super) fn room(&self) -> usize {
         let files = self.0.whole_files.load(Ordering::Relaxed).max(2);
-        (self.0.blocks.blocks.limit() / files) as u64
+        self.0.blocks.blocks.limit() / files
     }
 }
 

@@ -55,9 +55,9 @@ impl Buffers {
     }
 }
 
-/// Rounds up to one of a few sizes, so that a free buffer soon fits again. Blocks of small files are packed close to these
+/// The size of the buffer for this many bytes of plaintext. Rounds up to one of a few sizes, so that a free buffer soon fits again. Blocks of small files are packed close to these
 /// sizes.
-fn round_up(length: usize) -> usize {
+pub(super) fn round_up(length: usize) -> usize {
     match length {
         0..LARGE => length,
         _ => length.next_power_of_two(),

@@ -5,17 +5,16 @@ use std::ops::{ControlFlow, Range};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::blocks::{Core, NodeValue};
+use super::blocks::{Core, NodeValue, WholeFile};
 use super::error::Error;
+use super::look_ahead::{ChunksOfBlock, LOOKED_AHEAD, LookAhead};
 use super::open::Reader;
-use super::prefetch::{Prefetch, PrefetchRequest, Until};
+use super::prefetch::{LARGE, Prefetch, PrefetchRequest, Until};
 use super::starts::{find, starts_of};
 use crate::archive::{self, EntryHandle, FileContent, FileData, Seek};
 use crate::format::entry::{Content, NodeRef};
 use crate::format::{BlockLocation, ChunkRef, Digest, Extent, Items, Kind, Node};
 
-/// Minimum size of files that are prefetched from the start, and whose ciphertext leaves the page cache after reading.
-pub(super) const LARGE: u64 = 4 << 20;
 /// Maximum distance of reads that count as sequential: with readahead the kernel sends several at once, in any order.
 const NEAR: u64 = 2 << 20;
 /// Minimum length of a sequential read, in bytes, before prefetching starts.
@@ -26,9 +25,6 @@ const SETTLED: u64 = 256 << 10;
 const SMALL_HOLE: u64 = 32 << 10;
 /// Maximum number of extents examined in search of a hole.
 const SEARCHED: usize = 4096;
-
-/// Maximum number of extents to look ahead for blocks to prefetch.
-const LOOKED_AHEAD: usize = 128;
 
 /// Reads the content of a file. Cheap to create; holds no content.
 pub struct FileReader {
@@ -83,35 +79,14 @@ impl Sequence {
 }
 
 /// An extent of a file.
-enum FileExtent {
+pub(super) enum FileExtent {
     Chunk(BlockLocation, ChunkRef),
     Hole,
 }
 
-/// Chunks in one block that follow each other in a file, up to an offset.
-struct ChunksOfBlock {
-    block: BlockLocation,
-    chunks: Vec<ChunkRef>,
-    end: u64,
-}
-
-impl ChunksOfBlock {
-    /// Adds a chunk to those in `open`. If it is in another block, it begins new ones, and the others are returned.
-    fn add(open: &mut Option<Self>, block: BlockLocation, chunk: ChunkRef, end: u64) -> Option<Self> {
-        match open {
-            Some(same) if same.block == block => {
-                same.chunks.push(chunk);
-                same.end = end;
-                None
-            }
-            other => other.replace(ChunksOfBlock { block, chunks: vec![chunk], end }),
-        }
-    }
-}
-
 /// The last extent node used, and its start in the file. The next extent is usually in it, and a node too large for the
 /// cache must not be decoded again for each extent.
-type ExtentLeaf = Option<(Arc<NodeValue>, u64)>;
+pub(super) type ExtentLeaf = Option<(Arc<NodeValue>, u64)>;
 
 impl FileReader {
     /// Creates a reader of `file`. Entries of other kinds have no content.
@@ -190,9 +165,20 @@ impl FileReader {
         Ok(())
     }
 
+    /// Begins to read all of the file.
+    pub(super) fn begin_whole(&self) -> WholeFile<'_> {
+        self.core.begin_whole_file()
+    }
+
+    /// How many blocks to prefetch at most if all of the file is read.
+    pub(super) fn most_ahead(&self) -> usize {
+        let reach = self.threads.reach;
+        if self.size < reach.whole_files_from { 0 } else { reach.file }
+    }
+
     /// Requests a block with chunks, the last of which ends at `end` in the file. The request expires when the file has been
     /// read up to there.
-    fn request(&self, ChunksOfBlock { block, chunks, end }: ChunksOfBlock) {
+    pub(super) fn request(&self, ChunksOfBlock { block, chunks, end }: ChunksOfBlock) {
         let until = Until::Passed(self.read_to.clone(), end);
         self.threads.send(&self.core, PrefetchRequest { block, chunks, until });
     }
@@ -275,59 +261,22 @@ impl FileReader {
     /// file is large enough and the cache has room.
     fn visit_data(&self, visit: &mut dyn FnMut(FileData<'_>) -> ControlFlow<()>) -> Result<(), Error> {
         self.read_to.store(0, Ordering::Relaxed);
-        let reach = self.threads.reach;
-        let ahead = if self.size < reach.whole_files_from { 0 } else { reach.file };
-        let reading = self.core.begin_whole_file();
-        let (mut at, mut leaf) = (0, None);
-        // Extents, and whether each is the first of its block. `blocks` are those whose first extent is waiting, and `bytes` those
-        // of all waiting chunks.
-        let (mut waiting, mut blocks, mut bytes, mut last, mut is_requested) = (VecDeque::new(), 0, 0, None, false);
-        loop {
-            let mut new = None;
-            while at < self.size && waiting.len() < LOOKED_AHEAD {
-                let (begins, covers, extent) = self.extent_at(at, &mut leaf)?;
-                let end = begins + covers;
-                let is_first = match &extent {
-                    FileExtent::Chunk(block, _) => last != Some(*block),
-                    FileExtent::Hole => false,
-                };
-                if is_first && !waiting.is_empty() && (blocks > ahead || bytes + covers > reading.room()) {
-                    break;
-                }
-                if let FileExtent::Chunk(block, chunk) = &extent {
-                    if is_first {
-                        // A block that is needed at once is not requested.
-                        is_requested = ahead > 0 && !waiting.is_empty();
-                        last = Some(*block);
-                    }
-                    bytes += covers;
-                    if is_requested && let Some(full) = ChunksOfBlock::add(&mut new, *block, *chunk, end) {
-                        self.request(full);
-                    }
-                }
-                blocks += usize::from(is_first);
-                waiting.push_back((covers, extent, is_first));
-                at = end;
-            }
-            if let Some(last) = new {
-                self.request(last);
-            }
-            let Some((covers, extent, is_first)) = waiting.pop_front() else { return Ok(()) };
-            blocks -= usize::from(is_first);
+        let mut ahead = LookAhead::new(self);
+        while let Some((covers, extent)) = ahead.next()? {
             self.read_to.fetch_add(covers, Ordering::Relaxed);
             let flow = match extent {
                 FileExtent::Hole => visit(FileData::Hole(covers)),
                 FileExtent::Chunk(location, chunk) => {
-                    bytes -= covers;
                     let flow = self.core.with_chunk(&location, &chunk, |bytes| visit(FileData::Bytes(bytes)))?;
                     self.core.chunk_finished(&location, &chunk, self.size >= LARGE);
                     flow
                 }
             };
             if flow.is_break() {
-                return Ok(());
+                break;
             }
         }
+        Ok(())
     }
 
     /// Calls `visit` with every chunk of the file, its start in the file and the location of its block. Reads no chunk.
@@ -386,7 +335,7 @@ impl FileReader {
     }
 
     /// Returns start, length and content of the extent with `offset`, which must be below the size.
-    fn extent_at(&self, offset: u64, leaf: &mut ExtentLeaf) -> Result<(u64, u64, FileExtent), Error> {
+    pub(super) fn extent_at(&self, offset: u64, leaf: &mut ExtentLeaf) -> Result<(u64, u64, FileExtent), Error> {
         let node = &self.home.node;
         let (at, begins) = find(&self.starts, offset);
         match self.entry_content() {

@@ -9,6 +9,7 @@
 //! - [`moves`]: where to read blocks whose packs are gone or damaged
 //! - [`forgotten`]: snapshots that tombstones name
 //! - [`buffers`]: a pool of buffers for reading, decrypting and decompressing blocks
+//! - [`look_ahead`]: the next blocks of a file that is read as a whole
 //! - [`prefetch`]: threads that decode blocks before they are needed
 //! - [`starts`]: offsets of items in a file or a directory
 //!
@@ -22,6 +23,7 @@ mod cache;
 mod error;
 mod file;
 mod forgotten;
+mod look_ahead;
 mod moves;
 mod native;
 mod open;

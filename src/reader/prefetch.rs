@@ -10,9 +10,10 @@ use std::thread;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::blocks::Core;
-use super::file::LARGE;
 use crate::format::{BlockLocation, ChunkRef};
 
+/// Minimum size of files that are prefetched from the start, and whose ciphertext leaves the page cache after reading.
+pub(super) const LARGE: u64 = 4 << 20;
 /// Maximum length of the queue; requests beyond it are dropped.
 const MAX_QUEUED: usize = 32;
 /// Maximum number of threads that read from this machine.

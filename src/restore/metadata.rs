@@ -75,8 +75,8 @@ impl MetadataWriter {
         self.left_out.load(Ordering::Relaxed)
     }
 
-    /// Sets the metadata of a file that was just written and has attributes of the names `there`. What it has already is not
-    /// set again: a look takes less than a change. Returns the first unexpected failure.
+    /// Sets the metadata of a file that was just written. `there` are the names of the attributes that it has. Owner and mode
+    /// are set only if they differ, since reading them takes less time. Returns the first unexpected failure.
     pub(super) fn file(&self, file: impl AsFd, listed: &EntryHandle, there: &[Vec<u8>]) -> Option<String> {
         let (fd, entry) = (file.as_fd(), listed.entry());
         let mut steps = Steps::default();
@@ -262,8 +262,8 @@ impl MetadataWriter {
     }
 }
 
-/// The mode to create a file with: that of the entry, which does not have to be set again then, unless the owner must be able
-/// to set attributes first. Set-id bits are set last.
+/// The mode with which to create a file. It is that of the entry without set-id bits, so most files need no change of it
+/// later. A file with attributes is created private, because a read-only mode prevents its owner from setting them.
 pub(super) fn first_mode(entry: &EntryRef<'_>) -> Mode {
     match entry.xattrs.is_empty() {
         true => Mode::from_raw_mode(entry.mode) & (Mode::RWXU | Mode::RWXG | Mode::RWXO),

@@ -230,11 +230,12 @@ impl Answer<'_> {
         self.header("content-length")?.parse().ok()
     }
 
-    /// The length of the object, if this is the answer to a request for a range of it that begins at `offset`.
+    /// The length of the object, if this is the answer to a request for a range of it that begins at `offset`. Its status is 206,
+    /// but 200 with some servers.
     pub(super) fn length_of_whole(&self, offset: u64) -> Option<u64> {
         let (range, whole) = self.header("content-range")?.strip_prefix("bytes ")?.split_once('/')?;
         let (first, _) = range.split_once('-')?;
-        whole.parse().ok().filter(|_| self.status == 206 && first.parse() == Ok(offset))
+        whole.parse().ok().filter(|_| first.parse() == Ok(offset))
     }
 
     /// The time after which the server wants to be asked again.

@@ -41,8 +41,8 @@ unsafe impl GlobalAlloc for BySize {
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // SAFETY: the caller promises that the size is valid with this alignment, and that the block has this layout. A new block
-        // has room for what is copied.
+        // SAFETY: the caller promises that the size is valid with this alignment, and that the block has this layout. The bytes
+        // that are copied fit both blocks.
         unsafe {
             let wanted = Layout::from_size_align_unchecked(size, layout.align());
             match (is_large(layout), is_large(wanted)) {

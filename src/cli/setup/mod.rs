@@ -279,7 +279,7 @@ impl Plan {
         same.chain(root).chain(foreign).collect()
     }
 
-    /// The user of the service, if it does not own all of the state directory.
+    /// The user of the service, if a part of the state directory belongs to someone else.
     fn new_owner_of_state(&self) -> Option<&'static str> {
         let user = if self.timer.is_system() { self.user().unwrap_or("root") } else { return None };
         is_foreign(&self.state, user).then_some(user)
@@ -300,7 +300,8 @@ impl Plan {
         is_for_user.then_some(USER)
     }
 
-    /// Makes the user and the directories of new repositories, gives it the state directory, and writes the configuration.
+    /// Makes the user of the service, gives it the state directory, makes the directories of new repositories, and writes the
+    /// configuration.
     fn prepare(&self) -> Result<()> {
         let owner = self.user().map(timer::make_user).transpose()?;
         if owner.is_some() {
@@ -309,7 +310,7 @@ impl Plan {
         if let Some(user) = self.new_owner_of_state() {
             give_all(&self.state, user)?;
         }
-        // First, since a configuration with a wrong place would be kept.
+        // Before the configuration is written: a later run keeps it, even if a directory in it cannot be made.
         for folder in self.new.iter().filter_map(|target| target.location.directory()) {
             fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         }

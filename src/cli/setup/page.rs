@@ -25,7 +25,7 @@ pub(super) fn text(config: &Config, file: &Path, timer: &Timer, global: &Global)
     line("To make a backup now:   brackfs run");
     line(&match (timer.is_system(), timer.has_systemd()) {
         (true, _) => "To see what happened:   journalctl -u brackfs".to_owned(),
-        // Short runs have ended when journald looks for their unit, so it does not know it.
+        // journald looks up the unit of a line later. A short run has ended by then, so -u would miss its lines.
         (false, true) => "To see what happened:   journalctl --user -t brackfs".to_owned(),
         _ => {
             let entry = crontab(file, &global.state()?);

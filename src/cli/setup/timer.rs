@@ -212,7 +212,8 @@ impl Files {
         Ok(())
     }
 
-    /// Wants the drop-in of the service. An existing one stays, unless this program wrote it for another configuration.
+    /// Adds the drop-in of the service to the files to write. An existing one is kept, unless this program wrote it for another
+    /// configuration.
     fn add_drop_in(&mut self, path: PathBuf, text: String) -> Result<()> {
         match read(&path)? {
             Some(there) if there == text => {}
@@ -258,7 +259,7 @@ impl Files {
     }
 }
 
-/// A drop-in with the times of an event. If they are more than a word for a day or longer, they are kept to the minute.
+/// A drop-in with the times of a calendar event. A time of day must be kept to the minute; `daily` and longer words need not.
 fn times(event: &str) -> String {
     let exact = if ["daily", "weekly", "monthly"].contains(&event) { "" } else { EXACT };
     format!("{TIMES_BEGIN}{}\n{exact}", event.replace('%', "%%"))

@@ -176,11 +176,7 @@ impl RcloneStorage {
             return if self.object(name)?.length()? >= end { Ok(()) } else { Err(short()) };
         }
         let mut answer = self.rclone.get(name, &format!("bytes={offset}-{}", end - 1))?;
-        let total = match answer.status {
-            206 => answer.length_of_whole(offset),
-            _ => None,
-        };
-        if total.is_some_and(|total| total >= end) {
+        if answer.length_of_whole(offset).is_some_and(|total| total >= end) {
             let is_all = answer.read(length, bytes)?;
             if bytes.len() as u64 == length && is_all {
                 self.note_seen();

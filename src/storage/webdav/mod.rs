@@ -414,7 +414,7 @@ impl WebdavStorage {
         let length = length as u64;
         let last = offset.checked_add(length.saturating_sub(1)).ok_or_else(short)?;
         let mut answer = self.server.get(&self.path(name), Some(&format!("bytes={offset}-{last}")))?;
-        if answer.status == 206 {
+        if answer.status == 206 || answer.length_of_whole(offset).is_some() {
             return Ok(answer.read_range(offset, length, bytes)?);
         }
         // The server sends all of it.
