@@ -11,13 +11,14 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use common::machine::succeed;
-use common::wait::ended;
+use common::wait::{ended, send, until};
 use common::{NOBODY, Site, run, run_within};
 use rustix::fs::fstat;
+use rustix::process::Signal;
 
 /// A site with a configuration of a source and a target, and the repository.
 fn configured() -> Site {
@@ -164,7 +165,12 @@ fn a_good_run_prints_nothing_although_its_own_files_are_in_the_source() {
 }
 
 /// The lines that a command writes to a journal, and its exit code.
-fn to_journal(mut command: Command, is_announced: bool) -> (Vec<String>, i32) {
+fn to_journal(command: Command, is_announced: bool) -> (Vec<String>, i32) {
+    to_journal_meanwhile(command, is_announced, |_| ())
+}
+
+/// The same, with something to do while the command runs.
+fn to_journal_meanwhile(mut command: Command, is_announced: bool, act: impl FnOnce(&Child)) -> (Vec<String>, i32) {
     let (mut ours, theirs) = UnixStream::pair().unwrap();
     let stat = fstat(&theirs).unwrap();
     if is_announced {
@@ -174,6 +180,7 @@ fn to_journal(mut command: Command, is_announced: bool) -> (Vec<String>, i32) {
     }
     let mut child = command.stdout(Stdio::null()).stderr(OwnedFd::from(theirs)).spawn().unwrap();
     drop(command);
+    act(&child);
     let mut text = String::new();
     ours.read_to_string(&mut text).unwrap();
     (text.lines().map(str::to_owned).collect(), ended(&mut child).code().unwrap())
@@ -254,6 +261,39 @@ fn systemd_is_told_about_the_progress() {
         .stderr,
         ""
     );
+}
+
+#[test]
+fn a_stopped_service_does_not_count_as_failed() {
+    let site = configured();
+    let started = site.path().join("started");
+    let more = format!(
+        "[source.slow]\ncommand = [\"sh\", \"-c\", \"touch {}; exec sleep 1000\"]\nfilename = \"x\"\nto = [\"disk\"]\n",
+        started.display()
+    );
+    let text = fs::read_to_string(config(&site)).unwrap();
+    fs::write(config(&site), format!("{text}{more}")).unwrap();
+    let (lines, code) = to_journal_meanwhile(command(&site, &["run"]), true, |child| {
+        until("the command of the source runs", || started.exists());
+        send(child, Signal::TERM);
+    });
+    assert!(lines.iter().any(|line| line.starts_with("<4>failed    backup  slow to disk")), "{lines:?}");
+    assert!(!lines.iter().any(|line| line.starts_with("<3>")), "{lines:?}");
+    let status = run(command(&site, &["status"])).code(2).stdout;
+    assert!(status.contains("interrupted"), "{status}");
+    for kind in ["system", "user"] {
+        let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/systemd").join(kind).join("brackfs.service");
+        let unit = fs::read_to_string(unit).unwrap();
+        let good: Vec<_> = unit
+            .lines()
+            .filter_map(|line| line.strip_prefix("SuccessExitStatus="))
+            .flat_map(str::split_whitespace)
+            .collect();
+        // Before there is a handler, the signal itself ends the process.
+        for end in [&code.to_string(), "SIGTERM"] {
+            assert!(good.contains(&end), "{end} in {unit}");
+        }
+    }
 }
 
 #[test]

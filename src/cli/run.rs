@@ -18,6 +18,7 @@ use super::show;
 use super::signals::stop_on_signals;
 use super::{systemd, unit};
 use crate::config::{SourceConfig, TargetConfig};
+use crate::failure::FailureKind;
 use crate::job::{Caller, Counts, Environment, Failed, Job, Journal, JournalError, Outcome, Row, Step, ping, worst};
 use crate::monitor::{Monitor, count};
 use crate::repository::Repository;
@@ -220,6 +221,8 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
 fn report_to_journal(rows: &[Row], duration: Duration, quiet: bool) {
     for (row, line) in rows.iter().zip(lines(rows)) {
         match row.outcome {
+            // Someone stopped the service, or the machine shuts down.
+            _ if row.outcome.failure() == Some(FailureKind::Interrupted) => output::warning(line),
             Outcome::Failed(_) => output::error(line),
             Outcome::Partial(_) | Outcome::NotBegun(_) => output::warning(line),
             Outcome::Done(_) | Outcome::Skipped(_) => {}
