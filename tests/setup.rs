@@ -115,6 +115,90 @@ fn what_a_failed_setup_left_is_used_by_the_next_one() {
     assert!(refused.stderr.contains("brackfs adopt") && !site.state().exists(), "{refused}");
 }
 
+/// The answers, with other values.
+fn answers_but(site: &Site, changes: &[(&str, &str)]) -> Vec<String> {
+    let mut words = answers(site);
+    for (flag, value) in changes {
+        match words.iter().position(|word| word == flag) {
+            Some(at) => words[at + 1] = (*value).to_owned(),
+            None => words.extend([flag, value].map(|word| (*word).to_owned())),
+        }
+    }
+    words
+}
+
+#[test]
+fn an_option_that_differs_from_what_is_there_is_refused() {
+    let site = site();
+    let other = site.path().join("keys/other");
+    let (other_key, other_repo) = (other.to_str().unwrap(), site.path().join("other-repo").display().to_string());
+    let generate = ["key", "generate", "--no-passphrase", "--output", other_key];
+    common::run(command(&site, &generate)).ok();
+    let certificate = format!("{other_key}.pub");
+    setup(&site, &answers(&site)).ok();
+    let before = [tree(&site.repo()), tree(&site.path().join("etc"))];
+    let (file, repo) = (config(&site).display().to_string(), site.repo().display().to_string());
+    for (flag, value, texts) in [
+        ("--to", other_repo.as_str(), [file.as_str(), repo.as_str(), other_repo.as_str()]),
+        ("--to", "sftp://me@host/srv/backup", [&file, &repo, "sftp://me@host/srv/backup"]),
+        ("--path", "/etc", [&file, "/etc", "run setup again"]),
+        ("--credentials", "/etc/login", [&file, "target.disk", "credentials"]),
+        ("--endpoint", "https://s3.example.org", [&file, "target.disk", "endpoint"]),
+        ("--recipient", &certificate, [&repo, "is encrypted to", "another place"]),
+    ] {
+        let refused = setup(&site, &answers_but(&site, &[(flag, value)])).code(2);
+        for text in texts {
+            assert!(refused.stderr.contains(text), "{flag} {text}\n{refused}");
+        }
+    }
+    let mut with_passphrase = answers(&site);
+    let at = with_passphrase.iter().position(|word| word == "--recipient").unwrap();
+    with_passphrase.splice(at..at + 2, ["--passphrase".to_owned()]);
+    let refused = setup(&site, &with_passphrase).code(2);
+    assert!(refused.stderr.contains("is encrypted to"), "{refused}");
+    assert_eq!([tree(&site.repo()), tree(&site.path().join("etc"))], before);
+    // The same place and the same path, written in another way; and one of several targets and sources.
+    let more = format!(
+        "[target.other]\nrepository = \"{other_repo}\"\n[source.more]\npaths = [\"/etc/hostname\"]\nto = [\"other\"]\n"
+    );
+    let text = fs::read_to_string(config(&site)).unwrap();
+    fs::write(config(&site), format!("{text}{more}")).unwrap();
+    let again = setup(&site, &answers_but(&site, &[("--to", &other_repo), ("--recipient", &certificate)])).ok();
+    assert!(again.stderr.contains("to do: make a repository") && again.stderr.contains(&other_repo), "{again}");
+    let (source, url) = (format!("{}/", site.source().display()), format!("file://{repo}/"));
+    let again = setup(&site, &answers_but(&site, &[("--to", &url), ("--path", &source)])).ok();
+    assert!(again.stderr.contains("everything is set up already"), "{again}");
+    setup(&site, &answers_but(&site, &[("--recipient", &certificate)])).code(2);
+    setup(&site, &answers_but(&site, &[("--to", &other_repo), ("--recipient", &certificate)])).ok();
+}
+
+#[test]
+fn a_repository_without_encryption_is_not_taken_for_an_encrypted_one() {
+    let site = site();
+    let repo = site.repo().display().to_string();
+    common::run(command(&site, &["init", &repo, "--no-encryption"])).ok();
+    let refused = setup(&site, &answers(&site)).code(2);
+    assert!(refused.stderr.contains("is not encrypted") && !config(&site).exists(), "{refused}");
+    let mut without = answers(&site);
+    let at = without.iter().position(|word| word == "--recipient").unwrap();
+    without.drain(at..at + 2);
+    setup(&site, &without).ok();
+}
+
+#[test]
+fn the_line_for_cron_has_the_times_that_were_asked_for() {
+    let site = site();
+    let line = |when: &str| setup(&site, &answers_but(&site, &[("--when", when)])).ok().stdout;
+    for (when, times) in
+        [("weekly", "17 3 * * 0 "), ("hourly", "17 * * * * "), ("monthly", "17 3 1 * * "), ("daily", "17 3 * * * ")]
+    {
+        assert!(line(when).contains(&format!(":   {times}")), "{when}: {}", line(when));
+    }
+    assert!(!line("never").contains("crontab"));
+    let refused = setup(&site, &answers_but(&site, &[("--when", "Mon..Fri 12:30")])).code(2);
+    assert!(refused.stderr.contains("hourly, daily, weekly, monthly or never"), "{refused}");
+}
+
 #[test]
 fn without_a_terminal_each_missing_option_is_named() {
     let site = site();
@@ -452,12 +536,35 @@ fn times_are_told_only_if_they_are_in_force() {
 }
 
 #[test]
+fn other_times_change_a_timer_that_is_enabled() {
+    let site = site();
+    let machine = Machine::new(&site);
+    let times = machine.unit("brackfs.timer.d/when.conf");
+    machine.root(&answers(&site)).ok();
+    let changed = machine.root(&answers_with(&site, "weekly")).ok();
+    let written = "to do: write /etc/systemd/system/brackfs.timer.d/when.conf";
+    assert!(changed.stderr.contains(written) && changed.stderr.contains("kept: the timer"), "{changed}");
+    assert!(fs::read_to_string(&times).unwrap().contains("OnCalendar=weekly\n"));
+    assert!(machine.told().ends_with("daemon-reload\n"), "{}", machine.told());
+    let again = machine.root(&answers_with(&site, "weekly")).ok();
+    assert!(again.stderr.contains("everything is set up already"), "{again}");
+    // They are in another file.
+    fs::write(machine.unit("brackfs.timer.d/z.conf"), "[Timer]\nOnCalendar=monthly\n").unwrap();
+    let told = machine.root(&answers_with(&site, "hourly")).code(2).stderr;
+    assert!(told.contains("/etc/systemd/system/brackfs.timer.d/z.conf"), "{told}");
+    let told = machine.root(&answers_with(&site, "never")).code(2).stderr;
+    assert!(told.contains("systemctl disable --now brackfs.timer"), "{told}");
+    assert!(fs::read_to_string(&times).unwrap().contains("OnCalendar=weekly\n"));
+}
+
+#[test]
 fn a_kept_repository_of_another_user_is_told() {
     let site = site();
     let machine = Machine::new(&site);
     let repo = site.repo().display().to_string();
     let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
-    machine.root(&words(&["init", &repo, "--no-encryption"])).ok();
+    let certificate = site.keys().join("owner.pub").display().to_string();
+    machine.root(&words(&["init", &repo, "--recipient", &certificate])).ok();
     let run = machine.root(&answers(&site)).ok();
     let warning = format!("the user brackfs of the service does not own {repo}; run: chown -R brackfs: {repo}");
     assert!(run.stderr.contains(&warning) && run.stderr.contains("kept: the repository"), "{run}");

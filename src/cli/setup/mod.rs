@@ -6,10 +6,12 @@
 //! - [`ask`]: questions on a terminal
 //! - [`mod@draft`]: the configuration, from the answers
 //! - [`existing`]: what is there already
+//! - [`asked`]: whether the options agree with it
 //! - [`timer`]: the service and its timer
 //! - [`page`]: what to keep for a restore
 
 mod ask;
+mod asked;
 mod draft;
 mod existing;
 mod page;
@@ -55,8 +57,9 @@ const USER: &str = "brackfs";
 /// Elsewhere it prints a line for cron. At the end it prints what to keep for a restore.
 ///
 /// What is there already is kept: a configuration, a repository that this machine writes to, an enabled timer, a backup. So after a
-/// failure, run setup again. To change the configuration later, edit it, and run setup again: it makes new repositories, renews the
-/// drop-in of the service, and makes the first backups of new sources.
+/// failure, run setup again. Options that differ from the configuration, or from the keys of its repositories, are refused; only the
+/// times of the timer are changed by --when. To change the configuration later, edit it, and run setup again: it makes new
+/// repositories, renews the drop-in of the service, and makes the first backups of new sources.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -107,7 +110,7 @@ struct Plan {
     /// What they are encrypted to; nothing for a new key with a passphrase.
     recipients: Vec<Certificate>,
     timer: Timer,
-    /// How the timer is to be set.
+    /// The times that were asked for.
     schedule: Option<Schedule>,
     /// The files of the units.
     files: Files,
@@ -141,7 +144,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         }
         plan.prepare()?;
         plan.make_repositories(key.as_ref(), global)?;
-        if plan.schedule.is_some() || plan.timer.is_enabled() {
+        if matches!(plan.schedule, Some(Schedule::At(_))) || plan.timer.is_enabled() {
             plan.timer.set(&plan.files)?;
         }
         if !plan.sources.is_empty() {
@@ -152,7 +155,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
             };
         }
     }
-    output::result(page::text(&plan.config, &plan.file, &plan.timer, global)?)?;
+    output::result(page::text(&plan, global)?)?;
     ended
 }
 
@@ -177,6 +180,9 @@ impl Plan {
             let why = format!("{} has no source; add one, or move the file away for a new one", file.display());
             return Err(Usage(why).into());
         }
+        if text.is_none() {
+            asked::check_configuration(args, &config, &file)?;
+        }
         let state = global.state()?;
         let mut new = Vec::new();
         for target in &config.targets {
@@ -185,25 +191,24 @@ impl Plan {
             }
         }
         let recipients = match (new.as_slice(), args.recipient.as_slice()) {
-            ([], _) => Vec::new(),
-            (_, []) if args.passphrase => Vec::new(),
+            (_, []) if args.passphrase || new.is_empty() => Vec::new(),
             (_, []) => asker.recipients()?,
             (_, given) => given.to_vec(),
         };
-        let recipients = recipients.iter().map(|path| read_certificate(path)).collect::<Result<_>>()?;
+        let recipients: Vec<_> = recipients.iter().map(|path| read_certificate(path)).collect::<Result<_>>()?;
+        asked::check_key(args, &recipients, &config, &new, &state, global)?;
         let timer = Timer::find(&state)?;
-        let schedule = match timer.is_enabled() {
-            true => None,
-            false => match (&args.when, timer.has_systemd()) {
-                (Some(when), _) => Some(when.clone()),
-                (None, true) => Some(asker.schedule()?),
-                // The line for cron is only printed.
-                (None, false) => None,
-            },
+        let schedule = match (&args.when, timer.has_systemd(), timer.is_enabled()) {
+            (Some(when), ..) => Some(when.clone()),
+            (None, true, false) => Some(asker.schedule()?),
+            // The timer keeps its times; the line for cron is only printed.
+            (None, ..) => None,
         };
         let sources = without_backup(&config, &state);
-        let schedule = schedule.filter(|schedule| *schedule != Schedule::Never);
         let files = timer.files(schedule.as_ref(), &config, &file)?;
+        if let Some(schedule) = &schedule {
+            timer.check(schedule, &files)?;
+        }
         Ok(Plan { file, text, config, new, recipients, timer, schedule, files, state, sources })
     }
 
@@ -227,16 +232,16 @@ impl Plan {
             };
             steps.push(format!("make a repository at {}, encrypted to {key}", target.location));
         }
-        match (&self.schedule, self.timer.is_enabled()) {
-            (Some(schedule), _) if self.timer.has_systemd() => steps.push(match &self.files.times {
+        if self.timer.is_enabled() {
+            kept.push("the timer brackfs.timer".to_owned());
+            steps.extend(self.files.new.iter().map(|(path, _)| format!("write {}", path.display())));
+        } else if let Some(schedule @ Schedule::At(_)) = &self.schedule
+            && self.timer.has_systemd()
+        {
+            steps.push(match &self.files.times {
                 None => format!("enable brackfs.timer ({schedule})"),
                 Some(file) => format!("enable brackfs.timer with the times in {}", file.display()),
-            }),
-            (_, true) => {
-                kept.push("the timer brackfs.timer".to_owned());
-                steps.extend(self.files.new.iter().map(|(path, _)| format!("write {}", path.display())));
-            }
-            _ => {}
+            });
         }
         kept.extend(
             self.files.kept.iter().map(|path| format!("{}, which setup would write differently", path.display())),

@@ -7,14 +7,16 @@ use anyhow::Result;
 
 use super::super::global::{Global, standard_config, standard_directory};
 use super::super::show::printable;
+use super::Plan;
 use super::existing::repository_of;
-use super::timer::Timer;
+use super::timer::{Schedule, cron_times};
 use crate::catalog::trust_of;
-use crate::config::{Config, TargetConfig};
+use crate::config::TargetConfig;
 use crate::state::RepositoryState;
 
-/// The page for the backups of a configuration in this file.
-pub(super) fn text(config: &Config, file: &Path, timer: &Timer, global: &Global) -> Result<String> {
+/// The page for the backups of a configuration.
+pub(super) fn text(plan: &Plan, global: &Global) -> Result<String> {
+    let Plan { config, file, timer, state, .. } = plan;
     let mut text = String::new();
     // Writing to a string cannot fail.
     let mut line = |line: &str| _ = writeln!(text, "{}", printable(line.trim_end()));
@@ -23,17 +25,21 @@ pub(super) fn text(config: &Config, file: &Path, timer: &Timer, global: &Global)
         repository(target, global, &mut line)?;
     }
     line("To make a backup now:   brackfs run");
-    line(&match (timer.is_system(), timer.has_systemd()) {
-        (true, _) => "To see what happened:   journalctl -u brackfs".to_owned(),
+    match (timer.is_system(), timer.has_systemd(), &plan.schedule) {
+        (true, ..) => line("To see what happened:   journalctl -u brackfs"),
         // journald looks up the unit of a line later. A short run has ended by then, so -u would miss its lines.
-        (false, true) => "To see what happened:   journalctl --user -t brackfs".to_owned(),
-        _ => {
-            let entry = crontab(file, &global.state()?);
-            format!(
-                "This system has no systemd. For a backup every night, type `crontab -e` and add the line:   {entry}"
-            )
+        (false, true, _) => line("To see what happened:   journalctl --user -t brackfs"),
+        (false, false, Some(Schedule::Never)) => {}
+        (false, false, schedule) => {
+            let event = schedule.as_ref().map_or("daily".to_owned(), Schedule::to_string);
+            if let Some((times, often)) = cron_times(&event) {
+                let entry = crontab(times, file, state);
+                line(&format!(
+                    "This system has no systemd. For a backup {often}, type `crontab -e` and add the line:   {entry}"
+                ));
+            }
         }
-    });
+    }
     Ok(text.trim_end().to_owned())
 }
 
@@ -70,7 +76,7 @@ fn repository(target: &TargetConfig, global: &Global, line: &mut dyn FnMut(&str)
 }
 
 /// A line for a crontab.
-fn crontab(file: &Path, state: &Path) -> String {
+fn crontab(times: &str, file: &Path, state: &Path) -> String {
     // The PATH of cron is short.
     let program = std::env::current_exe().unwrap_or_else(|_| "brackfs".into());
     let mut command = format!("{} run", quoted(&program.to_string_lossy()));
@@ -81,7 +87,7 @@ fn crontab(file: &Path, state: &Path) -> String {
         }
     }
     // cron takes the sign for a line break.
-    format!("17 3 * * *  {}", command.replace('%', "\\%"))
+    format!("{times}  {}", command.replace('%', "\\%"))
 }
 
 /// A word for a shell.

@@ -72,6 +72,17 @@ impl FromStr for Schedule {
     }
 }
 
+/// The times of an event in a line for cron, and a word for them, if they can be written there.
+pub(super) fn cron_times(event: &str) -> Option<(&'static str, &'static str)> {
+    match event {
+        "hourly" => Some(("17 * * * *", "every hour")),
+        "daily" => Some(("17 3 * * *", "every night")),
+        "weekly" => Some(("17 3 * * 0", "every week")),
+        "monthly" => Some(("17 3 1 * *", "every month")),
+        _ => None,
+    }
+}
+
 impl fmt::Display for Schedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -152,6 +163,24 @@ impl Timer {
         }
         files.add_times(&folder, schedule)?;
         Ok(files)
+    }
+
+    /// Refuses times that setup cannot set.
+    pub(super) fn check(&self, schedule: &Schedule, files: &Files) -> Result<()> {
+        let why = match (schedule, &files.times) {
+            (Schedule::At(event), _) if !self.has_systemd && cron_times(event).is_none() => {
+                "without systemd, --when must be hourly, daily, weekly, monthly or never".to_owned()
+            }
+            (Schedule::Never, _) if self.is_enabled => {
+                let user = if self.is_root { "" } else { "--user " };
+                format!("brackfs.timer is enabled; to disable it, run: systemctl {user}disable --now brackfs.timer")
+            }
+            (Schedule::At(_), Some(file)) if self.is_enabled => {
+                format!("the times of brackfs.timer are in {}; change them there, or leave --when out", file.display())
+            }
+            _ => return Ok(()),
+        };
+        Err(Usage(why).into())
     }
 
     /// Writes the files, and enables the timer unless it is enabled.
