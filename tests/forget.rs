@@ -176,8 +176,10 @@ fn the_table_for_people_has_a_line_for_each_snapshot() {
 fn policies_that_would_remove_too_much_are_refused() {
     let site = made_daily(5);
     backup_at(&site, "2027-03-06T12:00:00Z", &["--source", "other", "--tag", "kept"]);
-    refused(&site, &[], "the policy keeps no snapshots");
-    refused(&site, &["--keep-last", "0", "--keep-daily", "0"], "the policy keeps no snapshots");
+    for empty in [&[][..], &["--keep-last", "0", "--keep-daily", "0"]] {
+        let usage = forget(&site, empty).code(2);
+        assert!(usage.stderr.contains("the policy keeps no snapshots"), "{usage}");
+    }
     refused(&site, &["--keep-last", "1", "--keep-tag", "unknown", "--force"], "no snapshot has the tag unknown");
     refused(&site, &["--keep-last", "1", "--source", "nowhere", "--force"], "no snapshot of a source called nowhere");
     refused(&site, &["--keep-tag", "kept", "--force"], "would keep no snapshots of source");

@@ -120,7 +120,8 @@ fn wrong_repositories_and_snapshots_are_explained() {
             case(&["mount", "-o", "nosuch=3", "mnt"], 2, &["unknown mount option nosuch=3", "brackfs mount --help"]),
             case(&["umount", "mnt"], 1, &["mnt", "not a brackfs mount", "findmnt"]),
             case(&["restore", "latest", "--to", "source/hello.txt"], 1, &["source/hello.txt", "exists", "choose"]),
-            case(&["forget"], 1, &["keeps no snapshots", "--keep"]),
+            case(&["forget"], 2, &["keeps no snapshots", "--keep"]),
+            case(&["ls", "--repo", "", "latest"], 2, &["invalid value for '--repo <REPO>'", "it is empty"]),
             case(&["lss"], 2, &["lss", "'ls'"]),
         ],
     );

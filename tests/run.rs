@@ -12,6 +12,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use common::machine::mount_tmpfs;
 use common::wait::{ended, send, until};
@@ -528,6 +529,33 @@ fn steps_that_were_not_begun_did_not_fail() {
 }
 
 #[test]
+fn an_interrupt_ends_a_hook_after_the_backups_soon() {
+    let world = World::new();
+    let started = world.path("started");
+    let hook = format!("touch {}; sleep 1000", started.display());
+    world.configure(&format!("[[hook]]\non = [\"finally\"]\nrun = [\"sh\", \"-c\", \"{hook}\"]\n"));
+    let mut child = world.command(&["run"]).stderr(Stdio::null()).spawn().unwrap();
+    until("the hook runs", || started.exists());
+    let begun = Instant::now();
+    send(&child, Signal::TERM);
+    assert_eq!(ended(&mut child).code(), Some(130));
+    assert!(begun.elapsed() < Duration::from_secs(45), "{:?}", begun.elapsed());
+    // The run has ended in order, and its backups count.
+    world.brackfs(&["status"]).ok();
+}
+
+#[test]
+fn a_dry_run_before_the_first_backup_succeeds() {
+    let world = World::new();
+    world.configure("[defaults]\nkeep = { last = 5 }\n[check]\n");
+    let run = world.brackfs(&["run", "--dry-run"]).ok();
+    for (message, times) in [("there is no snapshot yet", 4), ("nothing was backed up yet", 2)] {
+        assert_eq!(run.stderr.matches(message).count(), times, "{run}");
+    }
+    world.brackfs(&["run"]).ok();
+}
+
+#[test]
 fn a_damaged_record_of_runs_is_reported_and_does_no_harm() {
     let world = World::new();
     world.configure("");
@@ -535,11 +563,16 @@ fn a_damaged_record_of_runs_is_reported_and_does_no_harm() {
     let journal = world.site.state().join("journal.sqlite");
     assert_eq!(fs::metadata(&journal).unwrap().mode() & 0o777, 0o600);
     fs::write(&journal, [7; 5000]).unwrap();
-    let run = world.brackfs(&["run", "-v"]).ok();
-    assert!(run.stderr.contains("journal.sqlite"), "{run}");
-    assert_eq!(world.snapshots("near", "etc"), 2);
-    // When the last prune was is not known, so there is none.
+    // When the last prune was is not known, so there is none. Without a failure, the disk could fill up.
+    let run = world.brackfs(&["run", "-v"]).code(1);
+    assert_eq!(run.stderr.matches("journal.sqlite is damaged").count(), 1, "{run}");
     assert!(run.stderr.contains("it is not known whether it is due"), "{run}");
+    assert_eq!(world.snapshots("near", "etc"), 2);
+    let unknown = world.brackfs(&["status", "--format", "nagios"]).code(3);
+    assert!(unknown.stdout.contains("move the file away"), "{unknown}");
+    fs::rename(&journal, world.path("damaged")).unwrap();
+    world.brackfs(&["run"]).ok();
+    world.brackfs(&["status"]).ok();
 }
 
 // --- reports ---

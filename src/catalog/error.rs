@@ -68,14 +68,14 @@ pub enum Error {
         path: PathBuf,
     },
     /// Another error of SQLite.
-    #[error("cannot {action} in {path}: {source}")]
+    #[error("cannot {action} in {path}: {cause}")]
     Sqlite {
         /// The failed action, a verb with its object.
         action: &'static str,
         /// The catalog.
         path: PathBuf,
-        /// The error of SQLite.
-        source: rusqlite::Error,
+        /// The error of SQLite. Its own source has the same words, so it is not the source of this error.
+        cause: rusqlite::Error,
     },
     /// The file could not be opened.
     #[error("cannot open the catalog {path}: {source}")]
@@ -132,7 +132,7 @@ impl Error {
             }
             // The shared-memory file next to the database could not be extended.
             _ if extended(&source) == Some(rusqlite::ffi::SQLITE_IOERR_SHMSIZE) => Error::Full { action, path },
-            _ => Error::Sqlite { action, path, source },
+            _ => Error::Sqlite { action, path, cause: source },
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::config::TargetConfig;
 use crate::quantity::{parse_duration, parse_size};
 use crate::repository::Repository;
 use crate::storage::{
-    Ahead, Limit, Location, Rates, Remote, RetryPolicy, RetryStorage, Storage, Waiting, parse_endpoint,
+    Ahead, Limit, Location, LocationError, Rates, Remote, RetryPolicy, RetryStorage, Storage, Waiting, parse_endpoint,
 };
 
 /// Heading of these options in help and manual pages. Each option names it: a heading for the whole struct would also apply to
@@ -115,7 +115,11 @@ impl TypedValueParser for LocationParser {
     type Value = Location;
 
     fn parse_ref(&self, command: &Command, arg: Option<&Arg>, value: &OsStr) -> Result<Location, clap::Error> {
-        discreetly(command, arg, value, str::parse)
+        let parse = |text: &str| match text {
+            "" => Err("it is empty".to_owned()),
+            text => text.parse().map_err(|error: LocationError| error.to_string()),
+        };
+        discreetly(command, arg, value, parse)
     }
 }
 

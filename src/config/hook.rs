@@ -92,6 +92,11 @@ impl Hook {
                 settings.missing(place, key, write);
             }
         }
+        if of.as_ref().is_some_and(Vec::is_empty)
+            && let Some(value) = settings.find("for").filter(|value| value.to_string() == "[]")
+        {
+            settings.wrong(&value.place, "for", "names no source; without this key, the hook runs once");
+        }
         if of.is_none()
             && on.iter().flatten().any(|moment| *moment == Moment::Snapshot)
             && let Some(value) = settings.find("on")

@@ -233,6 +233,10 @@ const WRONG: &[(&str, &str)] = &[
         "config.toml:2:7: on: \"befor\" is none of before, snapshot, success, warning, failure, finally (did you mean before?)",
     ),
     ("[[hook]]\non = [\"before\"]\n", "config.toml:1:1: hook: run is missing; write run = [\"/path/of/program\"]"),
+    (
+        "[[hook]]\non = [\"before\"]\nrun = [\"x\"]\nfor = []\n",
+        "config.toml:4:7: for: names no source; without this key, the hook runs once",
+    ),
     ("[[hook]]\non = [\"before\"]\nrun = [\"x\"]\nfor = [\"hme\"]\n", "config.toml:4:8: for: there is no source.hme"),
     (
         "[report]\nping = { url = \"https://x\" }\n",

@@ -39,7 +39,8 @@ pub fn growth(
         if let Some(entry) = change.after.filter(|_| is_new).map(EntryHandle::entry)
             && entry.kind == Kind::File
         {
-            *sizes.entry(directory(change.path)).or_default() += entry.size;
+            let size: &mut u64 = sizes.entry(directory(change.path)).or_default();
+            *size = size.saturating_add(entry.size);
             if sizes.len() > MOST {
                 sizes =
                     largest(std::mem::take(&mut sizes), MOST / 2).into_iter().map(|it| (it.path, it.bytes)).collect();

@@ -1,12 +1,12 @@
 //! Commands that run before and after backups.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::outcome::Failed;
+use super::outcome::{Failed, Row};
 use crate::config::{Hook, Moment};
 use crate::failure::FailureKind;
 use crate::monitor::Monitor;
@@ -14,6 +14,8 @@ use crate::sys::process_group::{LinePipe, ProcessGroup};
 
 /// The exit code of a hook that wants the backups to be skipped (EX_TEMPFAIL of sysexits.h).
 const SKIP: i32 = 75;
+/// Maximum length of a variable in bytes. Linux starts no program with one of 128 KiB.
+const VARIABLE: usize = 64 << 10;
 
 /// What a hook wants.
 #[derive(Debug)]
@@ -24,19 +26,45 @@ pub(super) enum Verdict {
     Failed(Failed),
 }
 
+/// An interrupt, and how long a hook may run after it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Interrupt<'a> {
+    pub(super) stop: &'a AtomicBool,
+    pub(super) grace: Duration,
+}
+
+/// The messages of steps with problems, as a variable of the environment: one for each line, and without NUL.
+pub(super) fn messages(rows: &[Row]) -> String {
+    let failed = rows.iter().filter(|row| row.outcome.failure().is_some());
+    let lines: Vec<_> = failed.map(|row| format!("{}: {}", row.step.name(), row.outcome)).collect();
+    let mut text = lines.join("\n").replace('\0', " ");
+    if text.len() > VARIABLE {
+        let end = (0..=VARIABLE).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}
+
 /// Runs a hook with these variables. Its output goes to standard error, or to the monitor: standard output is for results.
 pub(super) fn run(
     hook: &Hook,
     moment: Moment,
     variables: &[(&str, String)],
     monitor: &dyn Monitor,
-    stop: &AtomicBool,
+    interrupt: Interrupt<'_>,
 ) -> Verdict {
     let program = hook.words.first().map(String::as_str).unwrap_or_default();
     let mut command = Command::new(program);
     command.args(hook.words.iter().skip(1)).envs(variables.iter().map(|(name, value)| (name, value)));
     let begun = Instant::now();
-    let is_stopped = || stop.load(Ordering::Relaxed);
+    let stopped = Cell::new(None);
+    let is_stopped = || {
+        if stopped.get().is_none() && interrupt.stop.load(Ordering::Relaxed) {
+            stopped.set(Some(Instant::now()));
+        }
+        stopped.get().is_some_and(|since: Instant| since.elapsed() >= interrupt.grace)
+    };
     let gives_up = || is_stopped() || begun.elapsed() > hook.timeout;
     match wait_for(command.stdin(Stdio::null()), program, monitor, gives_up) {
         Ok(Some(status)) if status.success() => Verdict::GoOn,
@@ -72,4 +100,57 @@ fn wait_for(
     });
     lines.into_inner().end(&output);
     ended
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::outcome::{Outcome, Step};
+    use super::*;
+    use crate::config::OnFailure;
+    use crate::monitor::Silent;
+
+    fn shell(script: &str, timeout: Duration) -> Hook {
+        let words = ["sh", "-c", script].map(str::to_owned).to_vec();
+        Hook { on: vec![Moment::Finally], sources: Vec::new(), words, timeout, on_failure: OnFailure::Abort }
+    }
+
+    #[test]
+    fn a_hook_may_run_for_a_while_after_an_interrupt() {
+        let (hour, stop) = (Duration::from_secs(3600), AtomicBool::new(false));
+        let ended = |script: &str, grace: Duration| {
+            let hook = shell(script, hour);
+            run(&hook, Moment::Finally, &[], &Silent, Interrupt { stop: &stop, grace })
+        };
+        std::thread::scope(|threads| {
+            threads.spawn(|| {
+                std::thread::sleep(Duration::from_millis(300));
+                stop.store(true, Ordering::Relaxed);
+            });
+            let verdict = ended("sleep 1000", Duration::from_millis(300));
+            assert!(
+                matches!(&verdict, Verdict::Failed(failed) if failed.kind == FailureKind::Interrupted),
+                "{verdict:?}"
+            );
+        });
+        assert!(matches!(ended("sleep 0.1", hour), Verdict::GoOn));
+    }
+
+    #[test]
+    fn the_messages_of_many_steps_fit_in_a_variable() {
+        let row = |message: &str| Row {
+            step: Step::Backup,
+            source: None,
+            target: None,
+            repository: None,
+            outcome: Outcome::Failed(Failed::new(message)),
+            counts: None,
+            duration: Duration::ZERO,
+        };
+        assert_eq!(messages(&[row("a\0b"), row("c")]), "backup: a b\nbackup: c");
+        let message = messages(&[row(&"ü".repeat(200_000))]);
+        let hook = shell("test ${#MESSAGE} -gt 30000", Duration::from_secs(60));
+        let interrupt = Interrupt { stop: &AtomicBool::new(false), grace: Duration::ZERO };
+        let verdict = run(&hook, Moment::Failure, &[("MESSAGE", message)], &Silent, interrupt);
+        assert!(matches!(verdict, Verdict::GoOn), "{verdict:?}");
+    }
 }

@@ -36,6 +36,9 @@ const KILLED: &str = "interrupted: it was killed, or the machine stopped";
 const SCHEMA: i64 = 2;
 /// How long another process may hold the journal.
 const BUSY: Duration = Duration::from_secs(10);
+/// How much earlier than planned a step may run again, as a part of the planned time, and at most in seconds. Runs do not begin
+/// at the same second of each day or week, and other steps come first.
+const EARLY: (f64, f64) = (0.1, 6.0 * 60.0 * 60.0);
 /// How long entries are kept, in seconds: longer than a year, so that a year can be shown.
 const KEPT: i64 = 400 * 24 * 60 * 60;
 
@@ -43,19 +46,45 @@ const KEPT: i64 = 400 * 24 * 60 * 60;
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
     /// The database failed.
-    #[error("cannot use the record of runs {}: {source}", path.display())]
+    #[error("cannot use the record of runs {}: {why}", path.display())]
     Database {
         /// The file.
         path: PathBuf,
         /// The cause.
-        source: rusqlite::Error,
+        why: String,
+    },
+    /// The database is damaged.
+    #[error("the record of runs {} is damaged: {why}; move the file away, and the next run begins a new one", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// The damage.
+        why: String,
     },
     /// A newer version of this program made it.
-    #[error("the record of runs {} was made by a newer version of brackfs", path.display())]
+    #[error("the record of runs {} was made by a newer version of brackfs; install that version again", path.display())]
     Newer {
         /// The file.
         path: PathBuf,
     },
+}
+
+impl JournalError {
+    fn of(path: &Path, error: &rusqlite::Error) -> Self {
+        use rusqlite::Error::{FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType, SqlInputError};
+        use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+        let (path, why) = (path.to_owned(), error.to_string());
+        match (error.sqlite_error_code(), error) {
+            (Some(DatabaseCorrupt | NotADatabase), _) => JournalError::Damaged { path, why },
+            // The statements are correct, so a table or a column is missing.
+            (_, SqlInputError { msg, .. }) => JournalError::Damaged { path, why: msg.clone() },
+            (_, FromSqlConversionFailure(..) | IntegralValueOutOfRange(..) | InvalidColumnType(..)) => {
+                JournalError::Damaged { path, why }
+            }
+            _ if why.starts_with("no such ") => JournalError::Damaged { path, why },
+            _ => JournalError::Database { path, why },
+        }
+    }
 }
 
 /// The record of the steps of runs.
@@ -126,8 +155,8 @@ impl Journal {
     /// Opens the journal in a state directory, or makes it.
     pub fn open(state: &Path) -> Result<Self, JournalError> {
         let path = state.join(FILE);
-        let failed = |source| JournalError::Database { path: path.clone(), source };
-        make(&path).map_err(|e| failed(rusqlite::Error::ToSqlConversionFailure(e.into())))?;
+        let failed = |error| JournalError::of(&path, &error);
+        make(&path).map_err(|e| JournalError::Database { path: path.clone(), why: e.to_string() })?;
         let open = || {
             let db = Connection::open(&path)?;
             db.busy_timeout(BUSY)?;
@@ -203,8 +232,8 @@ impl Journal {
         Ok(())
     }
 
-    fn failed(&self, source: rusqlite::Error) -> JournalError {
-        JournalError::Database { path: self.path.clone(), source }
+    fn failed(&self, error: rusqlite::Error) -> JournalError {
+        JournalError::of(&self.path, &error)
     }
 
     /// The same, if there is one.
@@ -214,9 +243,7 @@ impl Journal {
             Ok(true) => Journal::open(state).map(Some),
             Ok(false) => Ok(None),
             // The record of another user must not look like none.
-            Err(error) => {
-                Err(JournalError::Database { source: rusqlite::Error::ToSqlConversionFailure(error.into()), path })
-            }
+            Err(error) => Err(JournalError::Database { path, why: error.to_string() }),
         }
     }
 
@@ -268,6 +295,7 @@ impl Journal {
         };
         match lock() {
             Ok(lock) => Ok(Begun { id, lock }),
+            // Of the errors of SQLite, this one has room for another error.
             Err(error) => Err(rusqlite::Error::ToSqlConversionFailure(error.into())),
         }
     }
@@ -391,11 +419,14 @@ impl Journal {
         Ok(found.map_err(|e| self.failed(e))?.and_then(|id| id.parse().ok()))
     }
 
-    /// Whether such a step was completed on a target within this time. Entries of a clock that was ahead do not count.
-    pub fn was_done(&self, step: Step, target: &str, within: Duration) -> Result<bool, JournalError> {
+    /// Whether such a step is due on a target, counted from the beginning of the last one that was completed. Entries of a clock
+    /// that was ahead do not count.
+    pub fn is_due(&self, step: Step, target: &str, every: Duration) -> Result<bool, JournalError> {
         let (now, of) = (seconds(SystemTime::now()), Subject { step, source: None, target: Some(target) });
+        let (every, (part, most)) = (every.as_secs_f64(), EARLY);
         let newest = self.last(of, &Ending::COMPLETED, now)?;
-        Ok(newest.is_some_and(|newest| (now - newest.ended).unsigned_abs() < within.as_secs()))
+        let age = |newest: Entry| (now - newest.ended) as f64 + newest.seconds;
+        Ok(newest.is_none_or(|newest| age(newest) >= every - (every * part).min(most)))
     }
 }
 
@@ -468,20 +499,39 @@ mod tests {
         let state = folder.path().join("state");
         let journal = Journal::open(&state).unwrap();
         let hour = Duration::from_secs(3600);
-        let was_done = |journal: &Journal| journal.was_done(Step::Prune, "nas", hour).unwrap();
-        assert!(!was_done(&journal));
+        let is_due = |journal: &Journal| journal.is_due(Step::Prune, "nas", hour).unwrap();
+        assert!(is_due(&journal));
         journal.add(&row(Outcome::Failed(Failed::new("x")))).unwrap();
         journal.add(&row(Outcome::Skipped("x".into()))).unwrap();
-        assert!(!was_done(&journal));
+        assert!(is_due(&journal));
         journal.add(&row(Outcome::Done("x".into()))).unwrap();
         drop(journal);
         let journal = Journal::open(&state).unwrap();
-        assert!(was_done(&journal));
-        assert!(!journal.was_done(Step::Prune, "other", hour).unwrap());
-        assert!(!journal.was_done(Step::Backup, "nas", hour).unwrap());
-        assert!(!journal.was_done(Step::Prune, "nas", Duration::ZERO).unwrap());
+        assert!(!is_due(&journal));
+        assert!(journal.is_due(Step::Prune, "other", hour).unwrap());
+        assert!(journal.is_due(Step::Backup, "nas", hour).unwrap());
+        assert!(journal.is_due(Step::Prune, "nas", Duration::ZERO).unwrap());
         let mode = std::fs::metadata(state.join(FILE)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn runs_that_begin_a_little_earlier_than_the_last_one_do_not_miss_a_step() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = Journal::open(folder.path()).unwrap();
+        const DAY: i64 = 24 * 60 * 60;
+        let is_due = |every: i64, ago: i64, took: f64| {
+            journal.db.execute("DELETE FROM steps", []).unwrap();
+            journal.add(&row(Outcome::Done("x".into()))).unwrap();
+            journal.db.execute("UPDATE steps SET ended = ended - ?, seconds = ?", params![ago, took]).unwrap();
+            journal.is_due(Step::Prune, "nas", Duration::from_secs(every.unsigned_abs())).unwrap()
+        };
+        // A timer with a random delay of an hour, and a prune that took two hours.
+        assert!(is_due(7 * DAY, 7 * DAY - 3600, 0.0) && is_due(7 * DAY, 7 * DAY - 3 * 3600, 7200.0));
+        assert!(is_due(DAY, DAY - 2 * 3600, 0.0));
+        // Not on the day before, whatever the interval is.
+        assert!(!is_due(7 * DAY, 6 * DAY + 3600, 0.0) && !is_due(90 * DAY, 89 * DAY + 3600, 0.0));
+        assert!(!is_due(DAY, DAY / 2, 3600.0) && !is_due(3600, 3000, 0.0));
     }
 
     #[test]
@@ -530,13 +580,13 @@ mod tests {
     fn entries_of_a_clock_that_was_ahead_do_not_hide_later_ones() {
         let folder = tempfile::tempdir().unwrap();
         let journal = Journal::open(folder.path()).unwrap();
-        let was_done = || journal.was_done(Step::Prune, "nas", Duration::from_secs(3600)).unwrap();
+        let is_due = || journal.is_due(Step::Prune, "nas", Duration::from_secs(3600)).unwrap();
         let [before, after] = [RepositoryId::random(), RepositoryId::random()].map(Some);
         journal.add(&Row { repository: before, ..row(Outcome::Done("x".into())) }).unwrap();
         journal.db.execute("UPDATE steps SET ended = ended + 86400", []).unwrap();
-        assert!(!was_done());
+        assert!(is_due());
         journal.add(&Row { repository: after, ..row(Outcome::Done("x".into())) }).unwrap();
-        assert!(was_done());
+        assert!(!is_due());
         assert_eq!(journal.repository("nas").unwrap(), after);
     }
 
@@ -590,6 +640,21 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("journal.sqlite"), [7; 5000]).unwrap();
         let error = Journal::open(folder.path()).unwrap_err();
-        assert!(error.to_string().contains("journal.sqlite"), "{error}");
+        let text = error.to_string();
+        assert!(text.contains("journal.sqlite is damaged") && text.contains("move the file away"), "{text}");
+        // The message has its cause once.
+        assert_eq!(text.matches("not a database").count(), 1, "{text}");
+        assert!(std::error::Error::source(&error).is_none());
+    }
+
+    #[test]
+    fn damage_that_is_found_later_is_reported_as_such() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = Journal::open(folder.path()).unwrap();
+        journal.add(&row(Outcome::Done("x".into()))).unwrap();
+        journal.db.execute_batch("PRAGMA writable_schema = on; DELETE FROM sqlite_schema").unwrap();
+        drop(journal);
+        let journal = Journal::open(folder.path());
+        assert!(matches!(journal, Err(JournalError::Damaged { .. })), "{journal:?}");
     }
 }

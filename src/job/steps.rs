@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use jiff::tz::TimeZone;
 
 use super::conditions::obstacle;
-use super::hooks::{self, Verdict};
-use super::journal::{Begun, Journal, Subject};
+use super::hooks::{self, Interrupt, Verdict};
+use super::journal::{Begun, Journal, JournalError, Subject};
 use super::outcome::{Counts, Ending, Failed, Outcome, Row, Step};
 use super::priority::Lowered;
 use super::snapshots::{self, Snapshots};
@@ -20,7 +20,7 @@ use crate::format::RepositoryId;
 use crate::monitor::{Monitor, count};
 use crate::prune;
 use crate::repository::Repository;
-use crate::retention::{self, Calendar, Caution, Choice, Grouping};
+use crate::retention::{self, Calendar, Caution, Choice, ForgetError, Grouping};
 use crate::session::{self, EarlyRuns};
 use crate::state::RepositoryState;
 use crate::storage::{Ahead, Location};
@@ -96,8 +96,15 @@ pub trait Caller {
 impl<'a> Job<'a> {
     /// Runs all steps. Returns their results.
     pub fn run(&'a self, environment: &'a Environment<'a>) -> Vec<Row> {
-        let mut run =
-            Run { job: self, environment, begun: Vec::new(), rows: Vec::new(), new: Vec::new(), away: Vec::new() };
+        let mut run = Run {
+            job: self,
+            environment,
+            begun: Vec::new(),
+            rows: Vec::new(),
+            new: Vec::new(),
+            away: Vec::new(),
+            unrecorded: None,
+        };
         run.all();
         run.rows
     }
@@ -118,6 +125,8 @@ struct Run<'a> {
     new: Vec<(String, String)>,
     /// Targets that did not answer. Each step would wait for them again.
     away: Vec<String>,
+    /// Why a step was not recorded. The same reason is noted once.
+    unrecorded: Option<String>,
 }
 
 /// A step, its source and its target.
@@ -196,7 +205,8 @@ impl<'a> Run<'a> {
         priority: Priority,
         work: impl FnOnce(&dyn Monitor) -> Result<Outcome, Failed>,
     ) -> Outcome {
-        let interrupted = Failed { kind: FailureKind::Interrupted, message: "interrupted before".into() };
+        let message = "the run was interrupted before this step".to_owned();
+        let interrupted = Failed { kind: FailureKind::Interrupted, message };
         let before = match self.is_stopped() {
             true => Some(interrupted.clone()),
             false => target.and_then(|target| self.absence(target)),
@@ -239,7 +249,15 @@ impl<'a> Run<'a> {
                 let subjects = subjects.iter().map(|it| (it.step, owned(it.source), owned(it.target)));
                 self.begun.extend(subjects.zip(begun));
             }
-            Err(error) => self.environment.caller.monitor().note(&error.to_string()),
+            Err(error) => self.note_unrecorded(&error),
+        }
+    }
+
+    fn note_unrecorded(&mut self, error: &JournalError) {
+        let why = Some(error.to_string());
+        if self.unrecorded != why {
+            self.unrecorded = why;
+            self.environment.caller.monitor().note(self.unrecorded.as_deref().unwrap_or_default());
         }
     }
 
@@ -265,7 +283,7 @@ impl<'a> Run<'a> {
                 None => journal.add(&row),
             };
             if let Err(error) = written {
-                self.environment.caller.monitor().note(&error.to_string());
+                self.note_unrecorded(&error);
             }
         }
         self.environment.caller.ended(&row);
@@ -371,7 +389,13 @@ impl<'a> Run<'a> {
                     calendar: Calendar { now: jiff::Timestamp::now(), zone: TimeZone::system() },
                 };
                 let chosen = match job.dry_run {
-                    true => forgetting.preview(&choice)?,
+                    true => match forgetting.preview(&choice) {
+                        // The run would make the first one.
+                        Err(ForgetError::Policy(retention::Error::NoSource(_))) if job.only.is_none() => {
+                            return Ok(Outcome::Skipped("there is no snapshot yet".into()));
+                        }
+                        chosen => chosen?,
+                    },
                     false => {
                         let caution = if job.force { Caution::Watched } else { Caution::Unattended };
                         forgetting.forget(&choice, caution, &mut |_| {})?
@@ -379,7 +403,7 @@ impl<'a> Run<'a> {
                 };
                 if let Some(large) = chosen.large.first().filter(|_| job.dry_run && !job.force) {
                     let retention::LargeRemoval { source, removed, total } = large.clone();
-                    return Err(retention::ForgetError::TooMany { source_name: source, removed, total }.into());
+                    return Err(ForgetError::TooMany { source_name: source, removed, total }.into());
                 }
                 let all = chosen.plan.groups.iter().map(|group| group.decisions.len()).sum::<usize>();
                 let removed = chosen.plan.removed().count();
@@ -419,7 +443,12 @@ impl<'a> Run<'a> {
             let state = RepositoryState::new(environment.state, repository.id());
             let options = &target.prune.options;
             let summary = match job.dry_run {
-                true => prune::predict(&repository, &state, options, monitor, environment.stop)?,
+                true => match prune::predict(&repository, &state, options, monitor, environment.stop) {
+                    Err(prune::Error::NothingYet) if job.only.is_none() => {
+                        return Ok(Outcome::Skipped("nothing was backed up yet".into()));
+                    }
+                    summary => summary?,
+                },
                 false => prune::prune(&repository, &state, options, target.wait_lock, monitor, environment.stop)?,
             };
             Ok(prune_outcome(&summary, |bytes| environment.caller.size(bytes)))
@@ -463,7 +492,7 @@ impl<'a> Run<'a> {
         let mut gate = Gate::Open;
         for hook in self.hooks(moment, source) {
             if let Gate::Open = gate {
-                gate = self.hook(hook, moment, source, &[], self.environment.stop);
+                gate = self.hook(hook, moment, source, &[], Duration::ZERO);
             }
         }
         gate
@@ -481,17 +510,12 @@ impl<'a> Run<'a> {
             false if is_backed_up => ("success", Some(Moment::Success)),
             false => ("skipped", None),
         };
-        let failed = rows.iter().filter(|row| row.outcome.failure().is_some());
-        let messages: Vec<_> = failed.map(|row| format!("{}: {}", row.step.name(), row.outcome)).collect();
-        let variables = [("BRACKFS_RESULT", word.to_owned()), ("BRACKFS_MESSAGE", messages.join("\n"))];
-        // These also run after an interrupt, so that they can undo what those before did. The process then ends soon.
-        let never = AtomicBool::new(false);
+        let variables = [("BRACKFS_RESULT", word.to_owned()), ("BRACKFS_MESSAGE", hooks::messages(rows))];
         for moment in moment.into_iter().chain([Moment::Finally]) {
             for hook in self.hooks(moment, source) {
-                let longest = if self.is_stopped() { AFTER_INTERRUPT } else { hook.timeout };
-                let hook = Hook { timeout: hook.timeout.min(longest), ..hook.clone() };
+                // These also run after an interrupt, so that they can undo what those before did.
                 // Nothing comes after them that they could stop.
-                let _gate = self.hook(&hook, moment, source, &variables, &never);
+                let _gate = self.hook(hook, moment, source, &variables, AFTER_INTERRUPT);
             }
         }
     }
@@ -508,20 +532,22 @@ impl<'a> Run<'a> {
         hooks.filter(belongs).collect()
     }
 
-    /// Runs a hook.
+    /// Runs a hook, which may go on for a while after an interrupt.
     fn hook(
         &mut self,
         hook: &Hook,
         moment: Moment,
         source: Option<&str>,
         variables: &[(&str, String)],
-        stop: &AtomicBool,
+        grace: Duration,
     ) -> Gate {
         let begun = Instant::now();
         let of_source = source.map(|name| ("BRACKFS_SOURCE", name.to_owned()));
         let variables: Vec<_> = variables.iter().cloned().chain(of_source).collect();
         let program = hook.words.first().cloned().unwrap_or_default();
-        let (outcome, gate) = match hooks::run(hook, moment, &variables, self.environment.caller.monitor(), stop) {
+        let interrupt = Interrupt { stop: self.environment.stop, grace };
+        let monitor = self.environment.caller.monitor();
+        let (outcome, gate) = match hooks::run(hook, moment, &variables, monitor, interrupt) {
             Verdict::GoOn => (Outcome::Done(program), Gate::Open),
             Verdict::Skip => {
                 let skipped = Outcome::Skipped(format!("{program} asked to skip the backup"));
@@ -549,13 +575,14 @@ fn not_due(
     target: &str,
     every: Duration,
 ) -> Result<Option<Outcome>, Failed> {
-    match environment.journal.map(|journal| journal.was_done(step, target, every)) {
-        Some(Ok(false)) => Ok(None),
-        Some(Ok(true)) => Ok(Some(Outcome::Skipped("it is not due".into()))),
+    match environment.journal.map(|journal| journal.is_due(step, target, every)) {
+        Some(Ok(true)) => Ok(None),
+        Some(Ok(false)) => Ok(Some(Outcome::Skipped("it is not due".into()))),
         Some(Err(error)) => Err(Failed::new(error.to_string())),
         // There is nothing yet that a dry run could read.
         None if job.dry_run => Ok(None),
-        None => Ok(Some(Outcome::Skipped("it is not known whether it is due".into()))),
+        // As a skipped step, this could stay unnoticed until the disk is full.
+        None => Err(Failed::new("it is not known whether it is due, since the record of runs cannot be used")),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Errors of a prune.
 
 use crate::failure::{Failure, FailureKind};
+use crate::session::NOTHING_YET;
 use crate::{catalog, inventory, repository, session, storage};
 
 /// An error that ends a prune. Nothing that a kept snapshot needs is ever removed.
@@ -24,6 +25,9 @@ pub enum Error {
     /// It is not certain that all snapshots are known.
     #[error("nothing was removed: {0}")]
     Doubt(String),
+    /// There are no snapshots yet.
+    #[error("nothing was removed: {NOTHING_YET}")]
+    NothingYet,
     /// Another run waits for the lock. The work so far is done, and the rest can be done later.
     #[error("another run waits for the lock")]
     Wanted,
@@ -37,7 +41,7 @@ impl Failure for Error {
             Error::Inventory(error) => error.kind(),
             Error::Repository(error) => error.kind(),
             Error::Target(error) => error.kind(),
-            Error::Doubt(_) | Error::Wanted => FailureKind::Failed,
+            Error::Doubt(_) | Error::NothingYet | Error::Wanted => FailureKind::Failed,
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::crypt::SecretKey;
 use crate::inventory::{Inventory, host_access, host_key};
 use crate::monitor::{Monitor, Total, Unit};
 use crate::repository::Repository;
-use crate::session::{self, Checks, Mend, NOTHING_YET, Priority, Session};
+use crate::session::{self, Checks, Mend, Priority, Session};
 use crate::state::{Lock, RepositoryState};
 
 /// Removes data that no kept snapshot needs, with the host key alone. Waits up to `wait` for the lock. Gives it up for other
@@ -172,7 +172,7 @@ pub fn predict(
     let access = host_access(&host_key(state)?)?;
     let inventory = Inventory { repository, access: &access, monitor, stop };
     let generations = inventory.generations(&catalog)?;
-    let Some(last) = generations.last.first() else { return Err(Error::Doubt(NOTHING_YET.to_owned())) };
+    let Some(last) = generations.last.first() else { return Err(Error::NothingYet) };
     if let Some(doubt) = inventory.doubt_of_listings(&catalog, last)? {
         return Err(Error::Doubt(doubt));
     }

@@ -32,7 +32,12 @@ pub enum Error {
 
 impl Failure for Error {
     fn kind(&self) -> FailureKind {
-        FailureKind::Failed
+        match self {
+            Error::Empty => FailureKind::Usage,
+            Error::NoSource(_) | Error::NoTag(_) | Error::UnknownTags { .. } | Error::NothingLeft(_) => {
+                FailureKind::Failed
+            }
+        }
     }
 }
 

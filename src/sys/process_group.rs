@@ -17,6 +17,8 @@ use super::{end_with_parent, without_terminal};
 const POLL: Duration = Duration::from_millis(5);
 /// Longer lines are divided, in bytes.
 const LINE: usize = 64 << 10;
+/// Bytes that are taken at once: as many as a pipe holds. A program that writes without end must not keep its reader.
+const PIPE: usize = 64 << 10;
 /// The time that processes have to end after SIGTERM.
 const ENDING: Duration = Duration::from_secs(5);
 
@@ -108,9 +110,12 @@ impl LinePipe {
 
     /// Takes the whole lines that are in the pipe.
     pub(crate) fn take(&mut self, line: &dyn Fn(&str)) {
-        let mut bytes = [0; 4096];
-        // It is empty, or all have closed it.
-        while let Ok(length @ 1..) = self.pipe.read(&mut bytes) {
+        let (mut bytes, mut room) = ([0; 4096], PIPE);
+        // The others: it is empty, or all have closed it.
+        while room > 0
+            && let Ok(length @ 1..) = self.pipe.read(&mut bytes)
+        {
+            room = room.saturating_sub(length);
             self.begun.extend_from_slice(bytes.get(..length).unwrap_or_default());
             let mut parts: Vec<_> = self.begun.split(|byte| *byte == b'\n').collect();
             // What follows the last newline is not a whole line.
@@ -186,6 +191,19 @@ mod tests {
         let _ = kill_process_group(group.id().unwrap(), Signal::KILL);
         group.0.wait().unwrap();
         assert_eq!(lines.into_inner(), ["one", "", "\u{fffd}two", "rest"]);
+    }
+
+    #[test]
+    fn a_program_that_writes_without_end_does_not_keep_the_reader() {
+        let (lines, end) = LinePipe::new().unwrap();
+        let (lines, count) = (std::cell::RefCell::new(lines), std::cell::Cell::new(0));
+        let line = |_: &str| count.set(count.get() + 1);
+        let group = ProcessGroup::start(Command::new("yes").stdin(Stdio::null()).stdout(end)).unwrap();
+        let ended = group.wait(|| {
+            lines.borrow_mut().take(&line);
+            count.get() > 0
+        });
+        assert!(ended.unwrap().is_none());
     }
 
     #[test]
