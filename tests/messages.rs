@@ -140,6 +140,11 @@ fn a_backup_explains_what_it_cannot_use() {
                 3,
                 &["days", "No such file", "missing from the snapshot"],
             ),
+            case(
+                &["backup", "source", "--source", "a:b"],
+                2,
+                &["\"a:b\" can't name a source", "without slashes, colons"],
+            ),
             case(&["backup", "source", "--settle-max", "soon"], 2, &["soon", "--settle-max", "write a number with"]),
             case(&["backup", "source", "--recheck", "much"], 2, &["much", "--recheck", "write a number with"]),
         ],
@@ -159,6 +164,20 @@ fn a_backup_explains_what_it_cannot_use() {
         ("--recheck", "100 MB"),
     ] {
         site.brackfs(&["backup", "source", option, value]).ok();
+    }
+}
+
+#[test]
+fn a_host_key_that_cannot_be_used_is_named_with_what_to_do() {
+    let site = ready();
+    let folders = fs::read_dir(site.state()).unwrap().map(|entry| entry.unwrap().path().join("host.key"));
+    let key = folders.into_iter().find(|key| key.exists()).unwrap();
+    fs::write(&key, "").unwrap();
+    for arguments in [&["backup", "source"][..], &["prune"], &["forget", "latest"]] {
+        let failed = site.brackfs(arguments).code(1);
+        let path = key.display().to_string();
+        assert!(failed.stderr.contains(&format!("cannot use the host key {path}: ")), "{failed}");
+        assert!(failed.stderr.contains("from a copy") && failed.stderr.contains("`brackfs adopt`"), "{failed}");
     }
 }
 

@@ -299,3 +299,17 @@ fn the_certificate_of_another_key_is_refused() {
     let missing = update(&site, Path::new("nowhere")).code(1);
     assert!(missing.stderr.contains("cannot read the certificate nowhere"), "{missing}");
 }
+
+#[test]
+fn a_user_id_cannot_send_commands_to_the_terminal() {
+    let site = Site::with_files(&[("a", "one")]);
+    let key = site.path().join("odd.key");
+    let key = key.to_str().unwrap();
+    site.brackfs(&["key", "generate", "--output", key, "--no-passphrase", "--user-id", "odd \u{9b}31m\u{202e}"]).ok();
+    site.brackfs(&["init", site.repo().to_str().unwrap(), "--recipient", &format!("{key}.pub")]).ok();
+    site.backup(&[]).ok();
+    for arguments in [&["recipients", "list"][..], &["recipients", "list", "--json"]] {
+        let list = site.brackfs(arguments).ok();
+        assert!(list.stdout.contains("odd ") && !list.stdout.contains(['\u{9b}', '\u{202e}']), "{list}");
+    }
+}

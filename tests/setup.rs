@@ -237,6 +237,18 @@ fn a_dry_run_changes_nothing() {
     assert!(!site.path().join("etc").exists() && !site.repo().exists() && is_empty(&site.state()));
 }
 
+#[test]
+fn backups_that_are_made_weekly_are_fresh_for_a_week() {
+    let site = site();
+    for (when, age) in [("daily", ""), ("weekly", "max-age = \"8d\""), ("monthly", "max-age = \"32d\"")] {
+        let mut arguments = answers(&site);
+        *arguments.last_mut().unwrap() = "--dry-run".to_owned();
+        arguments.iter_mut().filter(|word| *word == "daily").for_each(|word| *word = when.to_owned());
+        let run = setup(&site, &arguments).ok();
+        assert!(run.stdout.contains(age) && run.stdout.contains("max-age") != age.is_empty(), "{when}: {run}");
+    }
+}
+
 /// A pseudoterminal: the side of the test, and the side of the program.
 fn terminal() -> (File, OwnedFd) {
     let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();

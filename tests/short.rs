@@ -130,6 +130,8 @@ fn output_to_a_closed_standard_output_is_an_error() {
         &["dump", "latest"],
         &["snapshots"],
         &["completions", "bash"],
+        &["stats"],
+        &["recipients", "list"],
     ] {
         let refused = run(in_shell("exec >&-", &site.command(arguments))).code(1);
         in_words(&refused, "standard output is closed");

@@ -12,7 +12,7 @@ use crate::catalog::stats::ComparedFields;
 use crate::format::Timestamp;
 use crate::format::entry::is_name;
 use crate::format::snapshot::{PATHS, TAGS};
-use crate::format::source::is_source_name;
+use crate::format::source::{SOURCE_NAME, is_source_name};
 use crate::inventory::READ_AGAIN;
 use crate::session::EarlyRuns;
 use crate::source::{Pattern, Patterns};
@@ -74,7 +74,7 @@ impl Options {
             }
         }
         if let Some(name) = source.as_ref().filter(|name| !is_source_name(name)) {
-            return Err(Error::Usage(format!("{name:?} can't name a source")));
+            return Err(Error::Usage(format!("{name:?} can't name a source: {SOURCE_NAME}")));
         }
         let is_entry = |name: &OsStr| is_name(name.as_bytes());
         if let Some(name) = stream.as_ref().map(|stream| &stream.filename).filter(|name| !is_entry(name)) {

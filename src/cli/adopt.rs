@@ -107,7 +107,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     };
     let found = &adopted.found;
     if args.json {
-        output::result(json!({
+        output::object(&json!({
             "message_type": "adopted",
             "host_key": adopted.host.to_string(),
             "new_host_key": !is_host,

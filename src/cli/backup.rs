@@ -332,7 +332,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     }
     let summary = result?;
     if args.json {
-        output::result(as_json(&summary))?;
+        output::object(&as_json(&summary))?;
     } else if global.shows_summary(args.dry_run) {
         print_summary(&summary);
     }

@@ -95,7 +95,7 @@ fn rebuild(args: &RebuildArgs, global: &Global) -> Result<ExitCode> {
     let inventory = Inventory { repository: &repository, access: &access, monitor: &monitor, stop: &stop };
     let (_, found) = inventory::rebuild(&inventory, &lock, &key.fingerprint())?;
     if args.json {
-        output::result(json!({
+        output::object(&json!({
             "message_type": "summary",
             "packs": found.learnt_packs,
             "snapshots": found.learnt_snapshots,
@@ -119,7 +119,7 @@ fn verify(args: &VerifyArgs, global: &Global) -> Result<ExitCode> {
     let inventory = Inventory { repository: &repository, access: &access, monitor: &monitor, stop: &stop };
     let found = inventory.verify(&catalog, &state, &key.certificate())?;
     if args.json {
-        output::result(json!({
+        output::object(&json!({
             "message_type": "summary",
             "packs": found.packs,
             "lost_packs": found.lost_packs,

@@ -131,7 +131,7 @@ fn check(args: &CheckArgs, global: &Global) -> Result<ExitCode> {
     let sources: Vec<_> = config.sources.iter().map(|source| source.name.as_str()).collect();
     let targets: Vec<_> = config.targets.iter().map(|target| target.name.as_str()).collect();
     if args.json {
-        output::result(json!({
+        output::object(&json!({
             "message_type": "config",
             "file": path.display().to_string(),
             "sources": sources,
@@ -156,10 +156,10 @@ fn show(args: &ShowArgs, global: &Global) -> Result<ExitCode> {
         let all = |things: Vec<(&str, &[Used])>| -> Value {
             things.into_iter().map(|(name, used)| (name.to_owned(), as_json(used))).collect()
         };
-        output::result(show::json(&json!({
+        output::object(&json!({
             "sources": all(config.sources.iter().map(|source| (source.name.as_str(), source.used.as_slice())).collect()),
             "targets": all(config.targets.iter().map(|target| (target.name.as_str(), target.used.as_slice())).collect()),
-        })))?;
+        }))?;
         return Ok(ExitCode::SUCCESS);
     }
     let mut out = output::stdout();

@@ -1,8 +1,10 @@
 //! From errors to exit codes.
 
 use std::error::Error;
+use std::io;
 use std::process::ExitCode;
 
+use super::output;
 use crate::failure::{Failure, FailureKind, worded};
 use crate::monitor::count;
 use crate::{
@@ -138,12 +140,16 @@ pub(super) fn text(error: &anyhow::Error) -> String {
     worded(&text).into_owned()
 }
 
-/// Whether the error is a broken pipe.
+/// Whether the reader of standard output has closed it. Any other broken pipe, such as that of a mounted repository, is a
+/// failure.
 pub(super) fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    let pipe = |cause: &(dyn Error + 'static)| {
-        cause.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+    let is_closed = |cause: &(dyn Error + 'static)| match (cause.downcast_ref(), cause.downcast_ref()) {
+        (Some(error), _) => output::is_closed(error),
+        // A dump writes to standard output in its own way.
+        (None, Some(dump::Error::Write(error))) => error.kind() == io::ErrorKind::BrokenPipe,
+        (None, _) => false,
     };
-    error.chain().any(pipe)
+    error.chain().any(is_closed)
 }
 
 #[cfg(test)]
@@ -215,6 +221,19 @@ mod tests {
         assert_code(12, check::Error::from(reader()));
         assert_code(12, restore::Error::from(archive()));
         assert_code(12, dump::Error::Cut { path: PathBuf::new(), source: archive() });
+    }
+
+    #[test]
+    fn only_a_broken_pipe_of_standard_output_is_no_failure() {
+        let pipe = || io::Error::from(io::ErrorKind::BrokenPipe);
+        let is_quiet = |error: anyhow::Error| is_broken_pipe(&error.context("context"));
+        assert!(is_quiet(output::named(pipe()).into()));
+        assert!(is_quiet(history::Error::Output(output::named(pipe())).into()));
+        assert!(is_quiet(dump::Error::Write(pipe()).into()));
+        assert!(!is_quiet(output::named(io::ErrorKind::StorageFull.into()).into()));
+        // The repository is on a mount whose server has gone.
+        assert!(!is_quiet(state::Error::Io { action: "write", path: PathBuf::new(), source: pipe() }.into()));
+        assert!(!is_quiet(pipe().into()));
     }
 
     #[test]

@@ -406,7 +406,7 @@ fn report(
 ) -> Result<()> {
     if run.json {
         for row in rows {
-            output::result(show::json(&json!({
+            output::object(&json!({
                 "message_type": "snapshot",
                 "action": action,
                 "id": row.name.id.to_string(),
@@ -415,7 +415,7 @@ fn report(
                 "tags": row.labels.tags,
                 "held": if matches!(action, "hold" | "release") { action == "hold" } else { row.is_held },
                 "reasons": [],
-            })))?;
+            }))?;
         }
         return print_summary(dry_run, rows.len(), 0);
     }
@@ -433,5 +433,5 @@ fn report(
 
 fn print_summary(dry_run: bool, changed: usize, kept: usize) -> Result<()> {
     let summary = json!({ "message_type": "summary", "dry_run": dry_run, "changed": changed, "kept": kept });
-    Ok(output::result(show::json(&summary))?)
+    Ok(output::object(&summary)?)
 }

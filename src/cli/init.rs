@@ -100,7 +100,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
             "host_key": host.to_string(),
             "recipients": recipients,
         });
-        output::result(made)?;
+        output::object(&made)?;
     } else if !global.quiet {
         output::result(format!("repository  {id} at {location}"))?;
         output::result(format!("host key    {host}"))?;

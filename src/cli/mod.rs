@@ -341,7 +341,11 @@ impl Command {
                 | Command::Cat(_)
                 | Command::Dump(_)
                 | Command::Completions(_)
-        )
+                | Command::Stats(_)
+                | Command::Config(config::ConfigCommand::Show(_))
+                | Command::Config(config::ConfigCommand::Unit(_))
+                | Command::Recipients(recipients::RecipientsCommand::List(_))
+        ) || matches!(self, Command::Report(args) if !args.writes_file())
     }
 }
 

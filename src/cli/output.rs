@@ -6,7 +6,7 @@ use std::fmt::{self, Display, Formatter};
 use std::io::{self, StdoutLock, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{show, systemd};
 
@@ -34,6 +34,11 @@ pub(super) enum Priority {
 /// Writes a line of the result to standard output.
 pub(super) fn result(line: impl Display) -> io::Result<()> {
     writeln!(stdout(), "{line}")
+}
+
+/// Writes a JSON object as a line of the result.
+pub(super) fn object(value: &Value) -> io::Result<()> {
+    result(show::json(value))
 }
 
 /// Writes an ordinary message to standard error.
@@ -125,11 +130,16 @@ impl Display for StdoutError {
 
 impl std::error::Error for StdoutError {}
 
+/// Whether an error says that the reader of standard output has closed it.
+pub(super) fn is_closed(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::BrokenPipe && error.get_ref().is_some_and(|inner| inner.is::<StdoutError>())
+}
+
 /// Names standard output in an error, and keeps its kind.
 pub(super) fn named(error: io::Error) -> io::Error {
     match error.kind() {
-        // The standard library retries after the first, and the second is never shown.
-        io::ErrorKind::Interrupted | io::ErrorKind::BrokenPipe => error,
+        // The standard library tries again.
+        io::ErrorKind::Interrupted => error,
         kind => io::Error::new(kind, StdoutError(error)),
     }
 }

@@ -165,7 +165,7 @@ pub(super) fn prune_as(repository: &RepositoryArg, limits: &Limits, args: &Run, 
         result?
     };
     if args.json {
-        output::result(json!({
+        output::object(&json!({
             "message_type": "summary",
             "dry_run": args.dry_run,
             "stored_bytes": summary.stored_bytes,

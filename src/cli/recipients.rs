@@ -12,7 +12,7 @@ use super::exit;
 use super::global::Global;
 use super::output;
 use super::repository_arg::RepositoryArg;
-use super::show::rfc3339_of;
+use super::show::{printable, rfc3339_of};
 use super::signals::stop_on_signals;
 use crate::catalog::Catalog;
 use crate::crypt::{self, Certificate};
@@ -97,7 +97,7 @@ fn list(args: &ListArgs, global: &Global) -> Result<ExitCode> {
         unfit += u64::from(problem.is_some());
         let problem = problem.map(|problem| problem.to_string());
         if args.json {
-            output::result(json!({
+            output::object(&json!({
                 "message_type": "recipient",
                 "fingerprint": fingerprint,
                 "user_id": recipient.user_id(),
@@ -106,7 +106,7 @@ fn list(args: &ListArgs, global: &Global) -> Result<ExitCode> {
             }))?;
         } else {
             let user_id = recipient.user_id().unwrap_or_default();
-            output::result(format!("{fingerprint}  {}  {user_id}", until(recipient)).trim_end())?;
+            output::result(printable(format!("{fingerprint}  {}  {user_id}", until(recipient)).trim_end()))?;
             if let Some(problem) = problem {
                 output::error(format!("brackfs: {problem}"));
             }
@@ -131,7 +131,7 @@ fn update(args: &UpdateArgs, global: &Global) -> Result<ExitCode> {
     for renewed in inventory.renew(&mut catalog, &lock, key, &certificates)? {
         let fingerprint = renewed.certificate.fingerprint();
         if args.json {
-            output::result(json!({
+            output::object(&json!({
                 "message_type": "updated",
                 "fingerprint": fingerprint.to_string(),
                 "expires": renewed.certificate.expiry().map(rfc3339_of),

@@ -65,6 +65,13 @@ pub(super) struct Args {
     reader: ReaderArgs,
 }
 
+impl Args {
+    /// Whether the report goes to a file instead of standard output.
+    pub(super) fn writes_file(&self) -> bool {
+        matches!(self.html, Some(Some(_)))
+    }
+}
+
 /// What made a source grow from one snapshot to the next.
 pub(super) struct SourceGrowth {
     pub(super) source: String,

@@ -138,7 +138,7 @@ impl Caller for Program<'_> {
     fn ended(&self, row: &Row) {
         if self.json {
             // If standard output is closed, the result at the end fails as well.
-            let _ = output::result(show::json(&as_json(row)));
+            let _ = output::object(&as_json(row));
         }
     }
 
@@ -199,7 +199,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let summary = config.report.ping.as_ref().is_some_and(|ping| ping.send_summary).then(|| lines(&rows).join("\n"));
     tell(&code.to_string(), summary.as_deref());
     if args.json {
-        output::result(json!({
+        output::object(&json!({
             "message_type": "summary",
             "dry_run": args.dry_run,
             "steps": rows.len(),

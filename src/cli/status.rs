@@ -113,7 +113,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
             let lines = overview::text(&overview, Style::of_output());
             lines.iter().try_for_each(output::result)?;
         }
-        Form::Json => output::result(show::json(&as_json(&overview, code)))?,
+        Form::Json => output::object(&as_json(&overview, code))?,
         Form::Prom => output::result(metrics(&overview).trim_end())?,
         Form::Nagios => output::result(nagios(&overview))?,
     }
@@ -147,7 +147,8 @@ fn nagios(overview: &Overview) -> String {
     let wrong = overview.backups.iter().filter_map(|it| match it.state(overview.now) {
         BackupState::Late => Some(format!("{} LATE ({})", name(it), age(it))),
         state @ (BackupState::Failed | BackupState::Never) => Some(format!("{} {}", name(it), state.name())),
-        BackupState::Ok | BackupState::Problems | BackupState::Skipped => None,
+        BackupState::Problems => Some(format!("{} has problems", name(it))),
+        BackupState::Ok | BackupState::Skipped => None,
     });
     let failed = |tries: &Tries, step: &str, of: &str| tries.failure().map(|_| format!("{step} of {of} FAILED"));
     let forget = overview.backups.iter().filter_map(|it| failed(&it.forget, "forget", &name(it)));

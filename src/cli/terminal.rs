@@ -209,7 +209,7 @@ impl View {
                 self.tell(&status);
                 if json && !self.quiet {
                     // A broken pipe is reported when the result is written.
-                    _ = output::result(show::json(&status.json()));
+                    _ = output::object(&status.json());
                 } else if !self.bar.is_hidden() {
                     self.bar.set_message(status.line(columns()));
                     self.bar.tick();
@@ -283,7 +283,7 @@ impl Monitor for Terminal {
         if self.view.json {
             let object = json!({ "message_type": "verbose_status", "action": what, "item": item });
             // A broken pipe is reported when the result is written.
-            let _ = output::result(show::json(&object));
+            let _ = output::object(&object);
         } else {
             self.view.message(Priority::Info, &printable(&format!("{what} {item}")));
         }

@@ -78,15 +78,18 @@ impl Hook {
             true => Ok(name.to_owned()),
             false => Err(format!("there is no source.{name}{}", suggestion(name, sources.iter().copied()))),
         });
-        let words = settings.list("run", |word| Ok::<_, String>(word.to_owned()));
-        let timeout = settings.quantity("timeout", parse_duration);
+        let words = settings.command("run");
+        let timeout = settings.quantity("timeout", |text| match parse_duration(text)? {
+            Duration::ZERO => Err("must not be 0".to_owned()),
+            timeout => Ok(timeout),
+        });
         let on_failure = settings.word(
             "on-failure",
             &[("abort", OnFailure::Abort), ("warn", OnFailure::Warn), ("ignore", OnFailure::Ignore)],
         );
         for (key, is_missing, write) in [
             ("on", on.as_ref().is_none_or(Vec::is_empty), "on = [\"before\"]"),
-            ("run", words.as_ref().is_none_or(Vec::is_empty), "run = [\"/path/of/program\"]"),
+            ("run", settings.find("run").is_none(), "run = [\"/path/of/program\"]"),
         ] {
             if is_missing && settings.find(key).is_none_or(|value| value.to_string() == "[]") {
                 settings.missing(place, key, write);

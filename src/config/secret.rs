@@ -20,15 +20,18 @@ pub enum Secret {
 /// Reads a secret: `{ file = … }`, `{ env = … }`, `{ command = […] }` or `{ credential = … }`.
 pub(super) fn secret(settings: &mut Settings<'_>, key: &'static str) -> Option<Secret> {
     let place = settings.find(key)?.place.clone();
+    let before = settings.mistakes();
     let found = settings.table(key, |settings| {
         let file = settings.text("file").map(|(path, place)| Secret::File(place.path(path)));
         let variable = settings.text("env").map(|(name, _)| Secret::Variable(name.to_owned()));
-        let command = settings.list("command", |word| Ok::<_, String>(word.to_owned())).map(Secret::Command);
+        let command = settings.command("command").map(Secret::Command);
         let credential = settings.parsed("credential", credential_name).map(Secret::Credential);
         [file, variable, command, credential].into_iter().flatten().collect::<Vec<_>>()
     })?;
     match <[Secret; 1]>::try_from(found) {
         Ok([secret]) => Some(secret),
+        // A value of the wrong kind was reported already.
+        Err(found) if found.is_empty() && settings.mistakes() > before => None,
         Err(_) => {
             settings.wrong(&place, key, "write one of file, env, command and credential");
             None

@@ -169,6 +169,22 @@ impl<'a> Settings<'a> {
         Some(parsed.collect())
     }
 
+    /// A program and its arguments.
+    pub(super) fn command(&mut self, key: &'static str) -> Option<Vec<String>> {
+        let before = self.mistakes();
+        let words = self.list(key, |word| Ok::<_, String>(word.to_owned()))?;
+        if words.first().is_some_and(|program| !program.is_empty()) {
+            return Some(words);
+        }
+        // Words that are no text were reported already.
+        if self.mistakes() == before
+            && let Some(value) = self.find(key)
+        {
+            self.wrong(&value.place, key, "names no program");
+        }
+        None
+    }
+
     /// A table, whose settings `read` takes.
     pub(super) fn table<T>(&mut self, key: &'static str, read: impl FnOnce(&mut Settings<'_>) -> T) -> Option<T> {
         let value = self.find(key)?;

@@ -296,7 +296,7 @@ fn content(place: &Place, settings: &mut Settings<'_>, options: &mut Options) ->
             Some(())
         }
         ["command"] => {
-            let words = nonempty(settings, "command", |word| Ok::<_, String>(word.to_owned()))?;
+            let words = settings.command("command")?;
             let user = settings.text("user").map(|(user, _)| user.to_owned());
             let filename = settings.parsed("filename", |name| match name.is_empty() || name.contains('/') {
                 true => Err("write the name of a file, without slashes"),

@@ -233,6 +233,9 @@ const WRONG: &[(&str, &str)] = &[
         "config.toml:2:7: on: \"befor\" is none of before, snapshot, success, warning, failure, finally (did you mean before?)",
     ),
     ("[[hook]]\non = [\"before\"]\n", "config.toml:1:1: hook: run is missing; write run = [\"/path/of/program\"]"),
+    ("[report]\nping = { url = { command = [] } }\n", "config.toml:2:28: ping.url.command: names no program"),
+    ("[[hook]]\non = [\"before\"]\nrun = [\"\", \"x\"]\n", "config.toml:3:7: run: names no program"),
+    ("[[hook]]\non = [\"before\"]\nrun = [\"x\"]\ntimeout = \"0s\"\n", "config.toml:4:11: timeout: must not be 0"),
     (
         "[[hook]]\non = [\"before\"]\nrun = [\"x\"]\nfor = []\n",
         "config.toml:4:7: for: names no source; without this key, the hook runs once",
@@ -321,6 +324,8 @@ fn mistakes_of_what_a_source_needs_are_named() {
         ("as = [\"/home=/s\", \"/x\"]\n", "5:6: as: write NEW=OLD"),
         ("as = [\"/home=s\"]\n", "5:6: as: s is not an absolute path"),
         ("as = []\n", "5:6: as: the list is empty"),
+        ("command = []\nfilename = \"x\"\n", "5:11: command: names no program"),
+        ("command = [\"\"]\nfilename = \"x\"\n", "5:11: command: names no program"),
         ("as = [\"/home=/s\"]\nuser = \"x\"\n", "6:8: user: belongs to a command"),
         ("paths = [\"/\"]\nuser = \"x\"\n", "6:8: user: belongs to a command"),
         ("paths = [\"/\"]\ncommand = [\"x\"]\n", "3:9: paths: write either paths or command"),
@@ -344,7 +349,7 @@ fn what_every_backup_would_refuse_is_a_mistake() {
     };
     let many: Vec<_> = (0..2000).map(|number| format!("\"{number}\"")).collect();
     for (name, text, expected) in [
-        ("latest", "paths = [\"/\"]\n".to_owned(), "3:9: source.latest: \"latest\" can't name a source"),
+        ("latest", "paths = [\"/\"]\n".to_owned(), "3:9: source.latest: \"latest\" can't name a source: a name has"),
         ("a", "paths = [\"/\"]\nexclude = [\"[z-a\"]\n".to_owned(), "3:9: source.a: "),
         ("a", "paths = [\"/\"]\nexclude-if-present = [\"a/b\"]\n".to_owned(), "3:9: source.a: \"a/b\" can't be"),
         ("a", "command = [\"x\"]\nfilename = \"..\"\n".to_owned(), "3:9: source.a: \"..\" can't be"),

@@ -43,6 +43,9 @@ impl Source {
     }
 }
 
+/// What [`is_source_name`] requires.
+pub const SOURCE_NAME: &str = "a name has up to 255 bytes, without slashes, colons and line breaks, and is not latest";
+
 /// Whether `name` is allowed for a source. It becomes a directory in the mount and precedes a `/` on the command line.
 pub fn is_source_name(name: &str) -> bool {
     super::entry::is_name(name.as_bytes()) && name != "latest" && !name.contains([':', '\n'])

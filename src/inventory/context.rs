@@ -30,7 +30,7 @@ impl Inventory<'_> {
 /// This machine's host key for the repository.
 pub fn host_key(state: &RepositoryState) -> Result<SecretKey, Error> {
     match state.host_key()? {
-        Some(key) => Ok(SecretKey::parse(&key)?),
+        Some(key) => SecretKey::parse(&key).map_err(|source| Error::BadHostKey { path: state.host_key_path(), source }),
         None => Err(Error::NoHostKey { path: state.host_key_path() }),
     }
 }

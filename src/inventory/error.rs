@@ -32,6 +32,16 @@ pub enum Error {
         /// The expected path of the host key.
         path: PathBuf,
     },
+    /// This machine's host key cannot be used.
+    #[error(
+        "cannot use the host key {path}: {source}. Restore the file from a copy, or move it away and make this machine the writer again with `brackfs adopt`"
+    )]
+    BadHostKey {
+        /// The file.
+        path: PathBuf,
+        /// Why it cannot be used.
+        source: crypt::Error,
+    },
     /// Another catalog is the repository's writer.
     #[error(
         "another machine or state directory is the writer of this repository (generation {found}, this catalog knows {known}); nothing was written. To make this machine the writer instead, run `brackfs adopt`"
@@ -94,7 +104,7 @@ impl Failure for Error {
             Error::Repository(error) => error.kind(),
             Error::Catalog(error) => error.kind(),
             Error::State(error) => error.kind(),
-            Error::Crypt(error) => error.kind(),
+            Error::Crypt(error) | Error::BadHostKey { source: error, .. } => error.kind(),
             Error::Interrupted => FailureKind::Interrupted,
             Error::Target(error) => error.kind(),
             _ => FailureKind::Failed,

@@ -20,7 +20,7 @@ pub struct Backups {
     pub tries: Tries,
     /// Why the backup was skipped since the last one that was tried.
     pub skipped: Option<Entry>,
-    /// The last removals of snapshots by the source's policy.
+    /// The last removals of snapshots by the source's policy, if it has one.
     pub forget: Tries,
     /// All backups within the history, oldest first.
     pub history: Vec<Entry>,
@@ -82,7 +82,11 @@ impl Backups {
             max_age: scope.max_age.unwrap_or(source.max_age),
             tries,
             skipped,
-            forget: Tries::read(scope.journal, of(Step::Forget), now)?,
+            // Without a policy, no run tries again, so an old failure says nothing.
+            forget: match source.keep {
+                Some(_) => Tries::read(scope.journal, of(Step::Forget), now)?,
+                None => Tries::default(),
+            },
             history,
             snapshots: known.map(|known| known.sources.get(&source.name).copied().unwrap_or_default()),
         })

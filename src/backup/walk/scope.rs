@@ -16,7 +16,7 @@ use super::path_set::PathSet;
 use crate::backup::calls::Calls;
 use crate::backup::error::Error;
 use crate::backup::options::{Placed, Selection, Stream};
-use crate::format::source::is_source_name;
+use crate::format::source::{SOURCE_NAME, is_source_name};
 use crate::monitor::Monitor;
 use crate::source::{Inode, MountTable, PathMap, Pattern, Patterns};
 
@@ -265,7 +265,9 @@ fn source_name(given: &Selection, last: Option<&OsStr>) -> Result<String, Error>
         (None, None) => "root".into(),
     };
     if !is_source_name(&name) {
-        return Err(Error::Usage(format!("{name:?} can't name a source; give another name with --source")));
+        return Err(Error::Usage(format!(
+            "{name:?} can't name a source: {SOURCE_NAME}; give another name with --source"
+        )));
     }
     Ok(name)
 }

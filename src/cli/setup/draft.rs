@@ -40,8 +40,8 @@ pub(super) struct Draft {
 }
 
 impl Draft {
-    /// The text of the file.
-    pub(super) fn text(&self) -> String {
+    /// The text of the file. `max_age`: the age up to which a backup is fresh, if it is not the usual one.
+    pub(super) fn text(&self, max_age: Option<&str>) -> String {
         let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
         let list =
             |texts: &[String]| format!("[{}]", texts.iter().map(|text| quoted(text)).collect::<Vec<_>>().join(", "));
@@ -52,6 +52,9 @@ impl Draft {
             "# Written by `brackfs setup`. See brackfs-config(5). After a change, run: brackfs config check\n\nversion = 1\n",
         );
         line("[defaults]\nexclude-caches = true");
+        if let Some(age) = max_age {
+            line(&format!("# `brackfs status` reports older backups as late.\nmax-age = {}", quoted(age)));
+        }
         line("# Older snapshots than these are forgotten.");
         line("keep = { last = 3, daily = 7, weekly = 5, monthly = 12, yearly = 3 }\n");
         let is_local = self.local().is_some();
@@ -185,13 +188,14 @@ mod tests {
         let draft = |paths: &[&str], repository: &str| {
             let paths = paths.iter().map(|path| (*path).to_owned()).collect();
             let credentials = Some("/etc/s3.ini".to_owned());
-            let text = Draft { paths, repository: repository.to_owned(), credentials, endpoint: None }.text();
+            let text = Draft { paths, repository: repository.to_owned(), credentials, endpoint: None }.text(Some("8d"));
             (crate::config::Config::parse(Path::new("/etc/brackfs/config.toml"), &text).unwrap(), text)
         };
         let (config, text) = draft(&["/etc", "/a \"b\" \\c"], "/proc/x");
         assert_eq!(config.sources[0].options.selection.paths[1], Path::new("/a \"b\" \\c"));
         // The file system that the repository is on must be mounted.
         assert_eq!(config.targets[0].conditions.mount.as_deref(), Some(Path::new("/proc")));
+        assert_eq!(config.sources[0].max_age.as_secs(), 8 * 24 * 60 * 60);
         assert!(config.sources[0].keep.is_some() && !text.contains("one-file-system"), "{text}");
         let (config, _) = draft(&["/"], "s3://bucket/x");
         assert!(config.sources[0].options.selection.one_file_system && config.targets[0].name == "server");

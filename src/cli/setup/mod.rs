@@ -169,18 +169,18 @@ impl Plan {
     /// Finds what is there, and asks for the rest.
     fn make(args: &Args, global: &Global, asker: &Asker) -> Result<Self> {
         let file = std::path::absolute(global.config_path()?)?;
-        let (config, text) = match file.symlink_metadata().is_ok() {
+        let (config, draft) = match file.symlink_metadata().is_ok() {
             true => (Config::load(&file)?, None),
             false => {
-                let text = draft(args, asker)?.text();
-                (Config::parse(&file, &text)?, Some(text))
+                let draft = draft(args, asker)?;
+                (Config::parse(&file, &draft.text(None))?, Some(draft))
             }
         };
         if config.sources.is_empty() {
             let why = format!("{} has no source; add one, or move the file away for a new one", file.display());
             return Err(Usage(why).into());
         }
-        if text.is_none() {
+        if draft.is_none() {
             asked::check_configuration(args, &config, &file)?;
         }
         let state = global.state()?;
@@ -204,6 +204,7 @@ impl Plan {
             // The timer keeps its times; the line for cron is only printed.
             (None, ..) => None,
         };
+        let text = draft.map(|draft| draft.text(schedule.as_ref().and_then(Schedule::max_age)));
         let sources = without_backup(&config, &state);
         let files = timer.files(schedule.as_ref(), &config, &file)?;
         if let Some(schedule) = &schedule {

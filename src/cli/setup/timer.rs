@@ -57,6 +57,17 @@ pub(super) enum Schedule {
     Never,
 }
 
+impl Schedule {
+    /// The age up to which a backup is fresh, if the default is too short for this schedule.
+    pub(super) fn max_age(&self) -> Option<&'static str> {
+        match self {
+            Schedule::At(event) if event == "weekly" => Some("8d"),
+            Schedule::At(event) if event == "monthly" => Some("32d"),
+            Schedule::At(_) | Schedule::Never => None,
+        }
+    }
+}
+
 impl FromStr for Schedule {
     type Err = String;
 
