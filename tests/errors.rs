@@ -760,3 +760,31 @@ fn files_of_other_programs_in_a_repository_are_reported_as_notes() {
     site.brackfs(&["catalog", "verify"]).ok();
     assert_eq!(site.brackfs(&["cat", "latest:file"]).ok().stdout, "content");
 }
+
+#[test]
+fn an_empty_passphrase_of_a_new_key_is_refused() {
+    let site = Site::with_files(&[("file", "content")]);
+    let [empty, line] = ["", "\n"].map(|text| {
+        let path = site.keys().join(format!("passphrase-{}", text.len()));
+        fs::write(&path, text).unwrap();
+        path
+    });
+    let key = site.keys().join("new.key");
+    for (name, value) in [
+        ("BRACKFS_PASSPHRASE", Path::new("\n")),
+        ("BRACKFS_PASSPHRASE_FILE", &empty),
+        ("BRACKFS_PASSPHRASE_FILE", &line),
+        ("BRACKFS_PASSPHRASE_COMMAND", Path::new("true")),
+    ] {
+        for arguments in
+            [&["init".into(), site.repo()][..], &["key".into(), "generate".into(), "--output".into(), key.clone()]]
+        {
+            let mut command = site.command(arguments);
+            command.env(name, value);
+            let run = run(without_terminal(&command)).code(12);
+            says(&run, name);
+            says(&run, "is empty");
+        }
+        assert!(!site.repo().exists() && !key.exists());
+    }
+}

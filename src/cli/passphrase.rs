@@ -15,8 +15,8 @@ const TRIES: u32 = 3;
 
 /// Unlocks a key with its passphrase. At the terminal, another one may be tried.
 pub(super) fn unlock<T>(prompt: &str, unlock: impl Fn(&Passphrase) -> Result<T>) -> Result<T> {
-    if let Some(passphrase) = from_environment()? {
-        return unlock(&passphrase);
+    if let Some((_, passphrase)) = from_environment()? {
+        return unlock(&passphrase.into());
     }
     for _ in 1..TRIES {
         match unlock(&ask(prompt)?.into()) {
@@ -33,8 +33,13 @@ fn is_wrong(error: &anyhow::Error) -> bool {
 
 /// The passphrase of a new key. At the terminal it is asked for twice, and again if the two differ.
 pub(super) fn new_passphrase(prompt: &str) -> Result<Passphrase> {
-    if let Some(passphrase) = from_environment()? {
-        return Ok(passphrase);
+    match from_environment()? {
+        Some((variable, passphrase)) if passphrase.is_empty() => {
+            let why = "the passphrase is empty, which protects nothing";
+            return Err(NoSecret(format!("cannot set a passphrase with {variable}: {why}; give another one")).into());
+        }
+        Some((_, passphrase)) => return Ok(passphrase.into()),
+        None => {}
     }
     let mut tries = 1;
     loop {
@@ -58,26 +63,33 @@ fn ask(prompt: &str) -> Result<String> {
     rpassword::prompt_password(prompt).map_err(|_| NoSecret(missing.into()).into())
 }
 
-/// The first variable that is set and not empty decides.
-fn from_environment() -> Result<Option<Passphrase>> {
-    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-    if let Some(value) = variable("BRACKFS_PASSPHRASE") {
-        return from_bytes(value.into_encoded_bytes(), "BRACKFS_PASSPHRASE").map(Some);
-    }
-    if let Some(path) = variable("BRACKFS_PASSPHRASE_FILE") {
-        let path = PathBuf::from(path);
-        let bytes = std::fs::read(&path)
-            .map_err(|e| NoSecret(format!("BRACKFS_PASSPHRASE_FILE: cannot read {}: {e}", path.display())))?;
-        return from_bytes(bytes, "BRACKFS_PASSPHRASE_FILE").map(Some);
-    }
-    if let Some(command) = variable("BRACKFS_PASSPHRASE_COMMAND") {
-        return from_command(&command).map(Some);
+/// The variables, and how each gives the passphrase.
+const VARIABLES: [(&str, fn(OsString, &str) -> Result<Vec<u8>>); 3] = [
+    ("BRACKFS_PASSPHRASE", |value, _| Ok(value.into_encoded_bytes())),
+    ("BRACKFS_PASSPHRASE_FILE", from_file),
+    ("BRACKFS_PASSPHRASE_COMMAND", from_command),
+];
+
+/// The passphrase and its variable. The first variable that is set and not empty decides.
+fn from_environment() -> Result<Option<(&'static str, String)>> {
+    for (variable, read) in VARIABLES {
+        if let Some(value) = std::env::var_os(variable).filter(|value| !value.is_empty()) {
+            let bytes = read(value, variable)?;
+            let text =
+                String::from_utf8(bytes).map_err(|_| NoSecret(format!("the value of {variable} is not UTF-8")))?;
+            // Newlines at the end do not belong to the passphrase.
+            return Ok(Some((variable, text.trim_end_matches(['\n', '\r']).to_owned())));
+        }
     }
     Ok(None)
 }
 
-fn from_command(command: &OsString) -> Result<Passphrase> {
-    let name = "BRACKFS_PASSPHRASE_COMMAND";
+fn from_file(path: OsString, name: &str) -> Result<Vec<u8>> {
+    let path = PathBuf::from(path);
+    Ok(std::fs::read(&path).map_err(|e| NoSecret(format!("{name}: cannot read {}: {e}", path.display())))?)
+}
+
+fn from_command(command: OsString, name: &str) -> Result<Vec<u8>> {
     let is_json = output::is_json();
     let result = Command::new("sh")
         .arg("-c")
@@ -89,11 +101,5 @@ fn from_command(command: &OsString) -> Result<Passphrase> {
     if !result.status.success() {
         return Err(NoSecret(format!("{name} failed ({})", result.status)).into());
     }
-    from_bytes(result.stdout, name)
-}
-
-/// Newlines at the end do not belong to the passphrase.
-fn from_bytes(bytes: Vec<u8>, variable: &str) -> Result<Passphrase> {
-    let text = String::from_utf8(bytes).map_err(|_| NoSecret(format!("the value of {variable} is not UTF-8")))?;
-    Ok(Passphrase::from(text.trim_end_matches(['\n', '\r']).to_owned()))
+    Ok(result.stdout)
 }
