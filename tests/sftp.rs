@@ -10,13 +10,13 @@ use std::os::unix::fs::chown;
 use std::path::PathBuf;
 use std::process::Command;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::machine::{copy, mount_tmpfs, succeed};
 use common::remote::{Begun, MIB, NO_FILES, RemoteServer, RemoteSite, borrowed, files_below, many, round_files};
 use common::sftp::{Server, below};
 use common::wait::ended;
-use common::{Site, age, noise, run, settle, tree};
+use common::{Site, age, noise, number, run, settle, tree};
 use rustix::process::{Pid, Signal};
 
 /// A site with a repository.
@@ -335,6 +335,54 @@ fn an_interrupt_ends_a_backup_with_a_low_rate() {
     backup.ends_with(130);
     remote.backup(&[]).ok();
     remote.restores();
+}
+
+/// Backs up 80 MiB to a slow server, and interrupts that when files with `read` MiB are read and a pack is stored. It must end long
+/// before the rest could be stored.
+fn an_interrupt_ends_the_uploads_of_a_backup(read: u64) {
+    let site = Site::with_files(&borrowed(&many(10)));
+    site.init();
+    let (source, url) = (site.source(), format!("sftp://host{}", site.repo().display()));
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/sftp_server.py");
+    let slow = format!("python3 {script} {} slow {}", site.path().join("mark").display(), 2 * MIB);
+    let words = ["backup", source.to_str().unwrap(), "--repo", &url, "--ssh", &slow, "--connections", "2"];
+    let mut backup = Begun::start(site.command(&words));
+    let io = format!("/proc/{}/io", backup.id());
+    let packs = || files_below(&site.repo().join("packs"));
+    let stored = || packs().iter().filter(|path| !path.to_string_lossy().contains(".tmp-")).count();
+    backup.until("files are read and a pack is stored", |_| {
+        let counts = fs::read_to_string(&io).unwrap();
+        let bytes: u64 = counts.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap().parse().unwrap();
+        bytes >= read * MIB as u64 && stored() > 0
+    });
+    let (begun, before) = (Instant::now(), stored());
+    backup.send(Signal::TERM);
+    backup.ends_with(130);
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(6), "{took:?}");
+    assert!(backup.said().contains("interrupted; stored content is kept"), "{}", backup.said());
+    assert!(stored() < 5, "all of it was stored");
+    // What was stored is used, and nothing else is left.
+    let summary = site.backup(&[]).ok().json();
+    let left = number(&summary, "data_bytes");
+    assert!(left <= (80 - 16 * before as u64 + 1) << 20, "{before} packs were stored, and then {left} bytes");
+    assert!(packs().iter().all(|path| !path.to_string_lossy().contains(".tmp-")), "{:?}", packs());
+    let check = site.brackfs(&["check", "--read-data"]).ok();
+    assert_eq!(check.stderr, "", "{check}");
+    site.brackfs(&["catalog", "verify"]).ok();
+    let out = site.path().join("out");
+    site.brackfs(&["restore", "latest", "--to", out.to_str().unwrap()]).ok();
+    assert!(tree(&out) == tree(&source), "the restored files differ");
+}
+
+#[test]
+fn an_interrupt_ends_the_uploads_of_a_backup_that_reads_files() {
+    an_interrupt_ends_the_uploads_of_a_backup(40);
+}
+
+#[test]
+fn an_interrupt_ends_the_last_uploads_of_a_backup() {
+    an_interrupt_ends_the_uploads_of_a_backup(80);
 }
 
 #[test]

@@ -392,7 +392,7 @@ impl<'a> Invocation<'a> {
             let _close = CloseQueues { lanes: Some(&lanes), ahead: &ahead };
             let sealer = session.writer().block_sealer();
             // First one thread of each kind, which a backup can't do without.
-            let (sealing, more_sealers) = Sealing::start(threads, session.packs(), sealer, storing.compression)?;
+            let (sealing, more_sealers) = Sealing::start(threads, session.packs(), sealer, storing.compression, stop)?;
             let pipeline = Pipeline {
                 scope: &self.scope,
                 source: Some(source.row),

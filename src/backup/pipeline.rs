@@ -238,7 +238,12 @@ impl Following<'_, '_> {
     /// Hands the events of the walk to `follower` until the walk is over, and ends both.
     pub(super) fn follow<F: Follower>(self, mut follower: F) -> Result<Summary, Error> {
         let Following { events, go, walk, watch } = self;
-        follow_events(&events, go, watch.calls, &mut follower)?;
+        let is_interrupted = match follow_events(&events, go, watch.calls, &mut follower) {
+            Err(Error::Interrupted) => true,
+            followed => followed.map(|()| false)?,
+        };
+        // The walk ends early, too. What it still sends is not needed.
+        while is_interrupted && watch.calls.receive(&events).is_some() {}
         if watch.calls.are_abandoned() {
             // The walk, or a thread that it waits for, may never end.
             let interrupted = follower.interrupt();
@@ -246,6 +251,7 @@ impl Following<'_, '_> {
             return Err(interrupted);
         }
         match walk.join().map_err(|_| Error::Stopped("the walk"))? {
+            _ if is_interrupted => Err(follower.interrupt()),
             (counts, Ok(())) => follower.finish(counts),
             (_, Err(WalkStop::Failed(Error::Interrupted))) => Err(follower.interrupt()),
             (_, Err(WalkStop::Failed(error))) => Err(error),

@@ -69,60 +69,21 @@ impl Follower for SnapshotMaker<'_> {
         self.assembler.prepare_retry()
     }
 
-    fn finish(self, mut walked: WalkCounts) -> Result<Summary, Error> {
-        let plan = self.plan;
+    fn finish(mut self, walked: WalkCounts) -> Result<Summary, Error> {
+        match self.assembler.settle() {
+            Err(Error::Interrupted) => return Err(self.interrupt()),
+            settled => settled?,
+        }
         let mut tree = self.assembler.finish()?;
-        // An interrupt that ended the program that fills a pipe may look like the end of the pipe at first.
-        if plan.stop.load(Ordering::Relaxed) {
-            return Err(keep_stored(&mut tree).unwrap_or(Error::Interrupted));
+        match self.plan.conclude(&mut tree, walked) {
+            Err(Error::Interrupted) => Err(tree.nodes.keep_stored().err().unwrap_or(Error::Interrupted)),
+            result => result,
         }
-        let previous = tree.nodes.catalog().latest_snapshot(plan.source.row)?;
-        let base = tree.nodes.catalog().newest_base(plan.source.row)?;
-        // The walk found the tree unchanged since the base. That may be forgotten, and the one before it differ.
-        let is_base = previous.as_ref().map(|row| &row.name) == base.as_ref().map(|(name, _)| name);
-        let is_same = is_base && plan.is_unchanged(&tree.root, &walked, previous.as_ref());
-        let before = previous.as_ref().map(|row| row.files);
-        let refusal = plan.policy.guard.as_ref().and_then(|guard| guard.refusal(before, walked.files, walked.others));
-        if let Some(why) = refusal {
-            // The catalog goes on from the last snapshot, and stored content is not stored again.
-            if let Some(error) = keep_stored(&mut tree) {
-                return Err(error);
-            }
-            plan.monitor.main_problem(plan.scope.root(), &why);
-            walked.problems += 1;
-            let stored = tree.nodes.blocks().packer().counts();
-            return Ok(Summary { shrunk: true, ..plan.summary(None, walked, tree.counts, stored) });
-        }
-        let snapshot = if is_same && plan.policy.skip_if_unchanged && previous.is_some() {
-            skip_snapshot(&mut tree)?;
-            None
-        } else {
-            Some(plan.write(&mut tree, &walked, previous.map(|row| row.name.id), base)?)
-        };
-        let stored = tree.nodes.blocks().packer().counts();
-        Ok(plan.summary(snapshot, walked, tree.counts, stored))
     }
 
     fn interrupt(self) -> Error {
         self.assembler.interrupt().err().unwrap_or(Error::Interrupted)
     }
-}
-
-/// Commits the stored content, without a snapshot. Returns an error if that fails.
-fn keep_stored(tree: &mut AssembledTree<'_>) -> Option<Error> {
-    let mut commit = || -> Result<(), Error> {
-        tree.nodes.catalog().set_finished()?;
-        tree.nodes.commit()
-    };
-    commit().err()
-}
-
-/// Commits the changes of the catalog, without a snapshot.
-fn skip_snapshot(tree: &mut AssembledTree<'_>) -> Result<(), Error> {
-    let catalog = tree.nodes.catalog();
-    catalog.link_directories(&[tree.root.id])?;
-    catalog.set_finished()?;
-    tree.nodes.commit()
 }
 
 /// Removes the rows of directories that were not found again.
@@ -135,6 +96,38 @@ fn remove_vanished(tree: &mut AssembledTree<'_>) -> Result<(), Error> {
 }
 
 impl SnapshotPlan<'_> {
+    /// Ends a run whose tree is complete, with a snapshot unless there is a reason to make none.
+    fn conclude(&self, tree: &mut AssembledTree<'_>, mut walked: WalkCounts) -> Result<Summary, Error> {
+        // An interrupt that ended the program that fills a pipe may look like the end of the pipe at first.
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(Error::Interrupted);
+        }
+        let previous = tree.nodes.catalog().latest_snapshot(self.source.row)?;
+        let base = tree.nodes.catalog().newest_base(self.source.row)?;
+        // The walk found the tree unchanged since the base. That may be forgotten, and the one before it differ.
+        let is_base = previous.as_ref().map(|row| &row.name) == base.as_ref().map(|(name, _)| name);
+        let is_same = is_base && self.is_unchanged(&tree.root, &walked, previous.as_ref());
+        let before = previous.as_ref().map(|row| row.files);
+        let refusal = self.policy.guard.as_ref().and_then(|guard| guard.refusal(before, walked.files, walked.others));
+        if let Some(why) = refusal {
+            // The catalog goes on from the last snapshot, and stored content is not stored again.
+            tree.nodes.keep_stored()?;
+            self.monitor.main_problem(self.scope.root(), &why);
+            walked.problems += 1;
+            let stored = tree.nodes.blocks().packer().counts();
+            return Ok(Summary { shrunk: true, ..self.summary(None, walked, tree.counts, stored) });
+        }
+        let snapshot = if is_same && self.policy.skip_if_unchanged && previous.is_some() {
+            tree.nodes.catalog().link_directories(&[tree.root.id])?;
+            tree.nodes.keep_stored()?;
+            None
+        } else {
+            Some(self.write(tree, &walked, previous.map(|row| row.name.id), base)?)
+        };
+        let stored = tree.nodes.blocks().packer().counts();
+        Ok(self.summary(snapshot, walked, tree.counts, stored))
+    }
+
     /// Whether the tree is as it was in the previous snapshot.
     fn is_unchanged(&self, root: &FinishedDirectory, walked: &WalkCounts, previous: Option<&SnapshotRow>) -> bool {
         match self.scope.origin {

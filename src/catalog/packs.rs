@@ -116,6 +116,17 @@ impl Catalog {
         self.drop_marked()
     }
 
+    /// Drops packs that were added and will not be stored, with their blocks and all claims on these.
+    pub fn drop_unstored(&self, packs: &[PackRow]) -> Result<(), Error> {
+        self.condemn(packs)?;
+        for pack in packs {
+            for sql in ["DELETE FROM blocks WHERE pack = ?", "DELETE FROM packs WHERE id = ?"] {
+                self.db.execute(sql, [pack.0]).map_err(self.failed("drop a pack"))?;
+            }
+        }
+        Ok(())
+    }
+
     fn mark(&self, pack: PackRow) -> Result<(), Error> {
         let set = self.db.execute("UPDATE packs SET condemned = 2 WHERE id = ? AND condemned = 0", [pack.0]);
         set.map(drop).map_err(self.failed("condemn packs"))

@@ -3,7 +3,7 @@
 use super::open::Session;
 use crate::format::id::RunId;
 use crate::format::{BlockLocation, Check, Digest, PackId, name};
-use crate::storage::{Error, Spool, Target};
+use crate::storage::{CutOff, Error, Spool, Target};
 
 /// Begins and stores packs of a run. Their names contain the run's mark, so that orphans can be told from packs of other runs.
 #[derive(Debug, Clone, Copy)]
@@ -60,6 +60,13 @@ pub struct PackWriter {
 }
 
 impl PackWriter {
+    /// The same, given up at this time if it is being stored then.
+    #[must_use]
+    pub fn until(mut self, cut_off: &CutOff) -> Self {
+        self.spool.set_cut_off(cut_off);
+        self
+    }
+
     /// Appends a sealed block.
     pub fn append(&mut self, sealed: &[u8]) -> Result<PlacedBlock, Error> {
         let offset = self.spool.length();

@@ -129,6 +129,13 @@ impl<'s> Publisher<'s> {
         !self.pending.is_empty()
     }
 
+    /// Forgets packs that are not stored, as the run ends early.
+    pub fn drop_pending_packs(&mut self) -> Result<(), Error> {
+        let rows: Vec<_> = self.pending.drain().map(|(_, pack)| pack.row).collect();
+        debug!(packs = rows.len(), "dropping packs that are not stored");
+        Ok(self.catalog.drop_unstored(&rows)?)
+    }
+
     /// Whether enough time has passed, or enough was stored, for the next commit.
     pub fn is_commit_due(&self) -> bool {
         self.last_commit.elapsed() >= self.interval || self.chunks_since_commit >= COMMIT_CHUNKS
@@ -319,6 +326,38 @@ mod tests {
             publisher.commit().unwrap();
             assert_eq!([name::PACKS, name::INDEX, name::SUMS].map(|folder| site.count(folder)), [1; 3]);
         });
+    }
+
+    #[test]
+    fn of_a_run_that_ends_early_only_stored_packs_are_committed() {
+        let site = Site::new();
+        site.with_session(|session, catalog| {
+            let mut publisher = Publisher::new(session, catalog, Duration::MAX);
+            publisher.announce().unwrap();
+            let packs: Vec<_> = (1..=2)
+                .map(|number| {
+                    let mut pack = session.packs().begin().unwrap();
+                    let placed = pack.append(&[number; 100]).unwrap();
+                    let (block, digest) = (BlockId(number.into()), Digest::of(&[number]));
+                    publisher.add_block(block, PackKind::Data, placed, vec![(digest, 1)]).unwrap();
+                    let stored = crate::catalog::Stored { digest, block, start: 0, length: 1 };
+                    publisher.catalog().add_chunks(std::iter::once(stored)).unwrap();
+                    pack.finish()
+                })
+                .collect();
+            let [first, second] = <[_; 2]>::try_from(packs).ok().unwrap();
+            publisher.finish_pack(session.packs().store(first).unwrap()).unwrap();
+            drop(second);
+            publisher.drop_pending_packs().unwrap();
+            publisher.commit().unwrap();
+        });
+        site.with_session(|_, catalog| {
+            let known = [1, 2].map(|number| catalog.chunk(&Digest::of(&[number])).unwrap().is_some());
+            assert_eq!(known, [true, false]);
+            assert!(catalog.location(BlockId(1)).is_ok() && catalog.location(BlockId(2)).is_err());
+            catalog.check_blocks().unwrap();
+        });
+        assert_eq!([name::PACKS, name::INDEX, name::SUMS].map(|folder| site.count(folder)), [1; 3]);
     }
 
     #[test]

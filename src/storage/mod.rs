@@ -64,7 +64,7 @@ pub use directory::DirectoryStorage;
 pub use disk_cache::DiskCache;
 pub use error::{Error, ErrorKind};
 pub use ftp::{Address as FtpAddress, FtpStorage, Security as FtpSecurity};
-pub use interrupt::Interrupt;
+pub use interrupt::{CutOff, Interrupt};
 pub use limit::{Limit, Rates};
 pub use location::{Location, LocationError, LocationKind};
 pub use rclone::{Address as RcloneAddress, RcloneStorage};

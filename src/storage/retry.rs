@@ -172,6 +172,7 @@ impl Wrapper for RetryStorage {
                 result => result,
             };
             let error = match result {
+                Err(error) if call.spool.is_some_and(Spool::is_cut_off) => return Err(error),
                 Err(error) if error.is_temporary() => error,
                 result => {
                     self.answered();

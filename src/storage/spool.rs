@@ -16,6 +16,7 @@ use rustix::fs::{AtFlags, unlinkat};
 use uuid::Uuid;
 
 use super::error::{Error, ErrorKind};
+use super::interrupt::CutOff;
 use super::pace::Pace;
 use crate::sys::owner::create_folders;
 
@@ -36,6 +37,8 @@ pub struct Spool {
     folder: Option<PathBuf>,
     /// The rate of uploads.
     pace: OnceLock<Arc<Pace>>,
+    /// When an upload is given up.
+    cut_off: CutOff,
     /// Held until the file is gone.
     _slot: Option<Slot>,
 }
@@ -64,6 +67,7 @@ impl Spool {
             home: Some(home),
             folder: None,
             pace: OnceLock::new(),
+            cut_off: CutOff::default(),
             _slot: None,
         }
     }
@@ -107,12 +111,22 @@ impl Spool {
 
     /// Reads the object from its start; it can be read any number of times.
     pub fn contents(&self) -> SpoolReader<'_> {
-        SpoolReader { spool: self, at: 0, pace: None }
+        SpoolReader { spool: self, at: 0, pace: None, cut_off: None }
     }
 
-    /// The same for an upload to another machine, at the rate of [`Spool::upload_at`].
+    /// The same for an upload to another machine, at the rate of [`Spool::upload_at`]. Fails once it is cut off.
     pub fn upload(&self) -> SpoolReader<'_> {
-        SpoolReader { pace: self.pace.get(), ..self.contents() }
+        SpoolReader { pace: self.pace.get(), cut_off: Some(&self.cut_off), ..self.contents() }
+    }
+
+    /// Gives an upload up at this time.
+    pub fn set_cut_off(&mut self, cut_off: &CutOff) {
+        self.cut_off = cut_off.clone();
+    }
+
+    /// Whether an upload is given up.
+    pub(super) fn is_cut_off(&self) -> bool {
+        self.cut_off.has_passed()
     }
 
     /// Sets the rate of uploads. Returns false for a spool that is not uploaded, as its file is in the target's directory.
@@ -144,12 +158,16 @@ pub struct SpoolReader<'s> {
     spool: &'s Spool,
     at: u64,
     pace: Option<&'s Arc<Pace>>,
+    cut_off: Option<&'s CutOff>,
 }
 
 impl Read for SpoolReader<'_> {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         let left = usize::try_from(self.spool.length.saturating_sub(self.at)).unwrap_or(usize::MAX);
         let most = bytes.len().min(left);
+        if self.cut_off.is_some_and(CutOff::has_passed) {
+            return Err(io::Error::other("the upload was interrupted"));
+        }
         let begun = Instant::now();
         let read = self.spool.file.read_at(bytes.get_mut(..most).unwrap_or_default(), self.at)?;
         self.at += read as u64;
@@ -214,6 +232,7 @@ impl Spools {
             home: None,
             folder: Some(folder),
             pace: OnceLock::new(),
+            cut_off: CutOff::default(),
             _slot: Some(slot),
         })
     }

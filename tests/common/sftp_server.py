@@ -7,6 +7,7 @@ those for ssh, are ignored.
 
     cut N        ends after N bytes of content
     stall N      is silent after N bytes of content
+    slow N       takes N bytes of content per second
     link         ends when a hard link is made, before the reply
     remove       ends when an object is removed, before the reply
     no-links     has no hard links, although it says so
@@ -32,7 +33,7 @@ BATCHES = 1000
 PATIENCE = 0.25
 
 mark, fault = sys.argv[1:3]
-number = int(sys.argv[3]) if fault in ("cut", "stall") else 0
+number = int(sys.argv[3]) if fault in ("cut", "stall", "slow") else 0
 kinds = {}
 lost = set()
 silent = threading.Event()
@@ -141,6 +142,8 @@ while (request := take(sys.stdin.buffer)) is not None:
             os._exit(0)
         silent.set()
         time.sleep(3600)
+    if kind == WRITE and fault == "slow":
+        time.sleep(len(request) / number)
     if kind == READDIR and fault in ("many-names", "many-folders") and batches.setdefault(request[5:], 0) < BATCHES:
         mode = 0o100644 if fault == "many-names" else 0o040755
         send(text(names(id, [b"%09d-%d" % (at, batches[request[5:]]) for at in range(1000)], mode)))

@@ -141,20 +141,23 @@ impl<'a> Assembler<'a> {
         Ok(true)
     }
 
-    /// Ends the assembly: everything is sealed, and has a place.
+    /// Waits until everything is sealed, and has a place.
+    pub(in crate::backup) fn settle(&mut self) -> Result<(), Error> {
+        if self.root.is_some() { self.nodes.settle() } else { Err(Error::Stopped("the walk")) }
+    }
+
+    /// Ends the assembly of a tree that is settled.
     pub(in crate::backup) fn finish(mut self) -> Result<AssembledTree<'a>, Error> {
         self.wrong_sizes.report(self.monitor);
         let root = self.root.ok_or(Error::Stopped("the walk"))?;
-        self.nodes.settle()?;
         let Assembler { nodes, vanished, repeated, counts, .. } = self;
         Ok(AssembledTree { nodes, root, vanished, repeated, counts })
     }
 
-    /// Breaks off, and commits the content stored so far.
+    /// Breaks off, and commits the content that is stored by now or shortly after.
     pub(in crate::backup) fn interrupt(mut self) -> Result<(), Error> {
         self.wrong_sizes.report(self.monitor);
-        self.nodes.catalog().set_finished()?;
-        self.nodes.commit()
+        self.nodes.keep_stored()
     }
 
     fn enter(&mut self, enter: EnterDirectory) -> Result<(), Error> {
@@ -721,13 +724,18 @@ mod tests {
         all
     }
 
+    fn finish(mut assembler: Assembler<'_>) -> Result<AssembledTree<'_>, Error> {
+        assembler.settle()?;
+        assembler.finish()
+    }
+
     #[test]
     fn entries_become_a_tree() {
         let mut below = vec![enter("d", 2)];
         below.extend(segment([link("l"), file("f", vec![chunk(), end(false)])]));
         below.extend([leave(), link("m")]);
         assemble(tree(below), |assembler| {
-            let tree = assembler.unwrap().finish().unwrap();
+            let tree = finish(assembler.unwrap()).unwrap();
             assert_eq!((tree.root.below, tree.repeated, tree.vanished.len()), (4, false, 0));
             assert_eq!((tree.counts.read_files, tree.counts.read_bytes), (1, 1));
             assert!(tree.root.link.is_some() && tree.root.changed);
@@ -738,7 +746,7 @@ mod tests {
     #[test]
     fn a_file_that_failed_is_a_problem_and_an_empty_directory_has_no_node() {
         assemble(tree([file("f", vec![chunk(), FileContent::Failed("it is gone".into())])]), |assembler| {
-            let tree = assembler.unwrap().finish().unwrap();
+            let tree = finish(assembler.unwrap()).unwrap();
             assert_eq!((tree.counts.problems, tree.counts.missing_files), (1, 1));
             assert!(tree.root.below == 0 && tree.root.link.is_none());
         });
@@ -764,7 +772,7 @@ mod tests {
     fn a_walk_that_ends_within_the_tree_has_no_root() {
         let mut events = tree([link("l")]);
         events.pop();
-        assemble(events, |assembler| assert!(assembler.unwrap().finish().is_err()));
+        assemble(events, |assembler| assert!(finish(assembler.unwrap()).is_err()));
     }
 
     #[test]

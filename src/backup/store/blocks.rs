@@ -209,7 +209,11 @@ impl<'a> BlockStore<'a> {
         // The exact length of a single chunk would be a fingerprint of it.
         let pad = chunks.len() == 1;
         self.in_flight.insert(block, chunks);
-        self.packer.seal(PlainBlock { block, kind, bytes, pad })
+        let sent = self.packer.seal(PlainBlock { block, kind, bytes, pad });
+        if sent.is_err() {
+            self.in_flight.remove(&block);
+        }
+        sent
     }
 
     /// Notes that about `bytes` in memory wait for the composites of a kind to be sealed.
@@ -314,7 +318,13 @@ impl<'a> BlockStore<'a> {
         self.packer.commit()
     }
 
-    /// The same, together with the row of a snapshot of `source` that is about to be written.
+    /// Ends a run without a snapshot: commits what is stored. If the run is to stop, drops what is not stored soon.
+    pub(super) fn keep_stored(&mut self) -> Result<(), Error> {
+        self.hand_over_chunks()?;
+        self.packer.keep_stored()
+    }
+
+    /// The same as [`BlockStore::commit`], together with the row of a snapshot of `source` that is about to be written.
     pub(super) fn commit_snapshot(&mut self, snapshot: &NewSnapshot, source: SourceRow) -> Result<(), Error> {
         self.hand_over_chunks()?;
         self.packer.commit_snapshot(snapshot, source)

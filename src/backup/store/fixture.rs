@@ -1,5 +1,6 @@
 //! Parts that store, for tests.
 
+use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::Duration;
 
@@ -11,6 +12,8 @@ use crate::monitor::Silent;
 use crate::session::Publisher;
 pub(super) use crate::session::fixture::Site;
 
+/// For runs that are not to stop.
+pub(super) static GO_ON: AtomicBool = AtomicBool::new(false);
 /// Chunks of files below this many bytes are gathered.
 pub(super) const MERGE_UNDER: usize = 1000;
 
@@ -19,7 +22,7 @@ impl Site {
     pub(super) fn with_packer<T>(&self, test: impl FnOnce(Packer<'_>) -> T) -> T {
         self.with_session(|session, catalog| {
             thread::scope(|threads| {
-                let (sealing, _more) = Sealing::start(threads, session.packs(), None, 1).unwrap();
+                let (sealing, _more) = Sealing::start(threads, session.packs(), None, 1, &GO_ON).unwrap();
                 test(Packer::new(Publisher::new(session, catalog, Duration::MAX), sealing, &Silent))
             })
         })

@@ -340,6 +340,14 @@ impl<'a> Nodes<'a> {
         self.blocks.commit()
     }
 
+    /// Ends a run without a snapshot: commits what is stored. If the run is to stop, drops what is not stored soon.
+    pub(in crate::backup) fn keep_stored(&mut self) -> Result<(), Error> {
+        match self.drain() {
+            Ok(()) | Err(Error::Interrupted) => self.blocks.keep_stored(),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Commits if it is time to.
     pub(super) fn commit_if_due(&mut self) -> Result<(), Error> {
         if self.blocks.is_commit_due() { self.commit() } else { Ok(()) }

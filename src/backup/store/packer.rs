@@ -82,7 +82,8 @@ impl<'a> Packer<'a> {
 
     fn take(&mut self, result: SealResult) -> Result<Option<SealedBlock>, Error> {
         match result {
-            SealResult::Failed(error) => Err(error),
+            // An upload that is given up fails.
+            SealResult::Failed(error) => Err(if self.sealing.is_cut_off() { Error::Interrupted } else { error }),
             SealResult::Block(block) => Ok(Some(block)),
             SealResult::Pack(pack) => self.finish_pack(pack).map(|()| None),
         }
@@ -113,6 +114,17 @@ impl<'a> Packer<'a> {
     /// Whether enough time has passed, or enough was stored, for the next commit.
     pub(super) fn is_commit_due(&self) -> bool {
         self.publisher.is_commit_due()
+    }
+
+    /// Ends a run without a snapshot: commits what is stored. If the run is to stop, packs that are not stored soon are dropped, and
+    /// the run counts as unfinished, so that the next one removes what it left. No block may be with the sealers until then.
+    pub(super) fn keep_stored(&mut self) -> Result<(), Error> {
+        match self.store_packs() {
+            Ok(()) => self.catalog().set_finished()?,
+            Err(Error::Interrupted) => self.publisher.drop_pending_packs()?,
+            Err(error) => return Err(error),
+        }
+        Ok(self.publisher.commit()?)
     }
 
     /// Makes all sealed blocks durable, and the catalog's rows about them. No block may be with the sealers.

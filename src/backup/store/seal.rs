@@ -9,10 +9,12 @@
 //! packs can be finished in another order than that in which they were begun. All channels are bounded except the one back
 //! to the packer, which never holds more than the blocks in flight. Only the sealers and the storers hold its senders.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::Scope;
+use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, bounded, unbounded};
 
 use crate::backup::error::Error;
 use crate::backup::limits::CHANNEL;
@@ -22,10 +24,16 @@ use crate::format::block::Encoder;
 use crate::format::pack::PackKind;
 use crate::format::{BLOCK_SIZE, SEALED_SIZE};
 use crate::session::{FullPack, PackWriter, Packs, PlacedBlock, StoredPack};
+use crate::storage::CutOff;
 use crate::threads::{TooFew, start};
 
 /// Bytes at which a pack is stored.
 const PACK_SIZE: u64 = 16 << 20;
+
+/// Time limit for storing what has been read when a run is to stop.
+const LAST_UPLOADS: Duration = Duration::from_secs(1);
+/// Time between two looks at whether a run is to stop, for a thread that waits for others.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// A block to be sealed.
 pub(super) struct PlainBlock {
@@ -74,12 +82,13 @@ pub(in crate::backup) struct MoreSealers<'t> {
 
 impl<'t> Sealing<'t> {
     /// Starts one sealer and the storers of `packs`. `sealer` is `None` in an unencrypted repository; `level` is
-    /// that of zstd.
+    /// that of zstd. Soon after `stop` is set, uploads are given up, and waits end with [`Error::Interrupted`].
     pub(in crate::backup) fn start<'scope>(
         threads: &'scope Scope<'scope, '_>,
         packs: Packs<'t>,
         sealer: Option<Sealer>,
         level: i32,
+        stop: &'t AtomicBool,
     ) -> Result<(Self, MoreSealers<'t>), TooFew>
     where
         't: 'scope,
@@ -88,7 +97,7 @@ impl<'t> Sealing<'t> {
         let (buffers_in, buffers) = bounded(CHANNEL);
         let (full, full_out) = bounded::<FullPack>(1);
         let (results_in, results) = unbounded();
-        let open = Arc::new(OpenPacks::new(packs, full));
+        let open = Arc::new(OpenPacks::new(packs, full, stop));
         let more = MoreSealers {
             plain: plain_out,
             buffers: buffers_in,
@@ -100,8 +109,8 @@ impl<'t> Sealing<'t> {
         more.try_start(threads, 1)?;
         // With fewer of them the backup is only slower.
         start(threads, "storing", packs.lanes(), || {
-            let (full, results) = (full_out.clone(), results_in.clone());
-            move || report("storing packs", &results, || store_packs(packs, &full, &results))
+            let (full, results, cut_off) = (full_out.clone(), results_in.clone(), open.cut_off.clone());
+            move || report("storing packs", &results, || store_packs(packs, &full, &cut_off, &results))
         })?;
         Ok((Sealing { plain, buffers, packs: open, results }, more))
     }
@@ -112,8 +121,15 @@ impl<'t> Sealing<'t> {
     }
 
     /// Sends a block to the sealers. Waits while they are busy.
-    pub(super) fn send(&self, block: PlainBlock) -> Result<(), Error> {
-        self.plain.send(block).map_err(|_| self.why_stopped("sealing"))
+    pub(super) fn send(&self, mut block: PlainBlock) -> Result<(), Error> {
+        loop {
+            block = match self.plain.send_timeout(block, LOOK) {
+                Ok(()) => return Ok(()),
+                Err(SendTimeoutError::Timeout(_)) if self.is_cut_off() => return Err(Error::Interrupted),
+                Err(SendTimeoutError::Timeout(block)) => block,
+                Err(SendTimeoutError::Disconnected(_)) => return Err(self.why_stopped("sealing")),
+            }
+        }
     }
 
     /// The next result, if one is available.
@@ -123,12 +139,28 @@ impl<'t> Sealing<'t> {
 
     /// Waits for the next result.
     pub(super) fn next(&self) -> Result<SealResult, Error> {
-        self.results.recv().map_err(|_| Error::Stopped("sealing"))
+        loop {
+            match self.results.recv_timeout(LOOK) {
+                Ok(result) => return Ok(result),
+                Err(RecvTimeoutError::Timeout) if self.is_cut_off() => return Err(Error::Interrupted),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Err(Error::Stopped("sealing")),
+            }
+        }
+    }
+
+    /// Whether the run is to stop, and what is not stored by now is given up.
+    pub(super) fn is_cut_off(&self) -> bool {
+        self.packs.is_cut_off()
     }
 
     /// Sends the open packs to the storers, however short they are.
     pub(super) fn flush(&self) -> Result<(), Error> {
-        if self.packs.flush() { Ok(()) } else { Err(self.why_stopped("storing packs")) }
+        match self.packs.flush() {
+            true => Ok(()),
+            false if self.is_cut_off() => Err(Error::Interrupted),
+            false => Err(self.why_stopped("storing packs")),
+        }
     }
 
     /// The error of the stage that stopped. A stage sends its error before it closes its channel.
@@ -199,9 +231,14 @@ fn seal_blocks(
     Ok(())
 }
 
-/// Stores full packs until the channel is closed.
-fn store_packs(packs: Packs<'_>, full: &Receiver<FullPack>, results: &Sender<SealResult>) -> Result<(), Error> {
-    for pack in full {
+/// Stores full packs until the channel is closed, or the run is cut off.
+fn store_packs(
+    packs: Packs<'_>,
+    full: &Receiver<FullPack>,
+    cut_off: &CutOff,
+    results: &Sender<SealResult>,
+) -> Result<(), Error> {
+    for pack in full.iter().take_while(|_| !cut_off.has_passed()) {
         if results.send(SealResult::Pack(packs.store(pack)?)).is_err() {
             break;
         }
@@ -236,11 +273,23 @@ struct OpenPacks<'t> {
     data: Mutex<Option<PackWriter>>,
     tree: Mutex<Option<PackWriter>>,
     full: Sender<FullPack>,
+    /// The run is to stop.
+    stop: &'t AtomicBool,
+    cut_off: CutOff,
 }
 
 impl<'t> OpenPacks<'t> {
-    fn new(packs: Packs<'t>, full: Sender<FullPack>) -> Self {
-        OpenPacks { packs, data: Mutex::default(), tree: Mutex::default(), full }
+    fn new(packs: Packs<'t>, full: Sender<FullPack>, stop: &'t AtomicBool) -> Self {
+        let [data, tree] = [Mutex::default(), Mutex::default()];
+        OpenPacks { packs, data, tree, full, stop, cut_off: CutOff::default() }
+    }
+
+    /// Whether the run is to stop, and its time for uploads is over. The time begins when a thread that waits looks first.
+    fn is_cut_off(&self) -> bool {
+        if self.stop.load(Ordering::Relaxed) {
+            self.cut_off.set(LAST_UPLOADS);
+        }
+        self.cut_off.has_passed()
     }
 
     fn lock(&self, kind: PackKind) -> MutexGuard<'_, Option<PackWriter>> {
@@ -263,7 +312,7 @@ impl<'t> OpenPacks<'t> {
         let mut slot = self.lock(kind);
         let open = match &mut *slot {
             Some(open) => open,
-            none => none.insert(self.packs.begin()?),
+            none => none.insert(self.packs.begin()?.until(&self.cut_off)),
         };
         let placed = open.append(bytes)?;
         if results.send(SealResult::Block(SealedBlock { block, kind, placed })).is_err() {
@@ -280,8 +329,16 @@ impl<'t> OpenPacks<'t> {
         })
     }
 
+    /// Sends a pack to the storers. Waits while they are busy. Returns false if they are gone or the run is cut off.
     fn hand_over(&self, open: Option<PackWriter>) -> bool {
-        open.is_none_or(|open| self.full.send(open.finish()).is_ok())
+        let Some(mut full) = open.map(PackWriter::finish) else { return true };
+        loop {
+            full = match self.full.send_timeout(full, LOOK) {
+                Ok(()) => return true,
+                Err(SendTimeoutError::Timeout(full)) if !self.is_cut_off() => full,
+                Err(_) => return false,
+            }
+        }
     }
 }
 
@@ -291,7 +348,7 @@ mod tests {
     use std::thread::scope;
 
     use super::*;
-    use crate::backup::store::fixture::Site;
+    use crate::backup::store::fixture::{GO_ON, Site};
 
     /// A sealer that ends as `work` does, while another one is waiting for blocks. Returns the result for the packer.
     fn result_of(work: impl FnOnce() -> Result<(), Error> + Send) -> Result<SealResult, Error> {
@@ -300,7 +357,7 @@ mod tests {
             // The scope passes on the panic of a thread.
             let _ = catch_unwind(AssertUnwindSafe(|| {
                 scope(|threads| {
-                    let (sealing, more) = Sealing::start(threads, session.packs(), None, 1).unwrap();
+                    let (sealing, more) = Sealing::start(threads, session.packs(), None, 1, &GO_ON).unwrap();
                     let results = more.results.clone();
                     drop(more);
                     threads.spawn(move || report("sealing", &results, work));
