@@ -494,3 +494,12 @@ fn a_server_that_ends_a_handshake_is_away() {
     let error = FtpStorage::open(address, &Options { credentials, ..Options::default() }).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unavailable, "{error}");
 }
+
+#[test]
+fn an_interrupt_ends_a_wait_for_a_server_that_freezes() {
+    let remote = ready(&borrowed(&many(2)));
+    remote.an_interrupt_ends_a_wait_for_a_silent_server(|| remote.server.freeze());
+    remote.server.cut();
+    remote.backup(&[]).ok();
+    remote.is_whole();
+}

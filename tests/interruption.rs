@@ -4,14 +4,16 @@
 
 mod common;
 
-use std::fs::File;
+use std::fs::{File, write};
 use std::io::Read;
+use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use common::Site;
 use common::ordeal::{Ordeal, Random, objects, rounds};
 use common::silent::Silent;
 use common::wait::{ended, send, threads, until, until_delivered, until_it_waits_for_fuse};
@@ -179,6 +181,37 @@ fn a_hangup_that_is_ignored_does_not_end_a_backup() {
     assert_eq!(status.code(), Some(0), "{said}");
     assert_eq!(ordeal.snapshots().len(), 2);
     ordeal.holds();
+}
+
+#[test]
+fn one_signal_ends_a_run_that_waits_for_a_server_that_says_nothing() {
+    for url in
+        ["sftp://AT/repo", "ftp://me@AT/repo", "ftps://me@AT/repo", "webdav://AT/repo", "webdavs://AT/repo", "s3"]
+    {
+        let site = Site::with_files(&[("file", "content")]);
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let at = listener.local_addr().expect("an address").to_string();
+        let repository = match url {
+            "s3" => format!("repository = \"s3://bucket/repo\"\nendpoint = \"http://{at}\""),
+            url => format!("repository = \"{}\"", url.replace("AT", &at)),
+        };
+        let source = site.source().display().to_string();
+        let config = site.path().join("config.toml");
+        let text = format!("[target.t]\n{repository}\n[source.s]\npaths = [\"{source}\"]\nto = [\"t\"]\n");
+        write(&config, text).expect("the configuration");
+        let mut run = site.command(&["run"]);
+        run.env("BRACKFS_CONFIG", config).env("AWS_ACCESS_KEY_ID", "id").env("AWS_SECRET_ACCESS_KEY", "secret");
+        run.env("FTP_PASSWORD", "secret").stdout(Stdio::null()).stderr(Stdio::piped());
+        let child = run.spawn().expect("a run");
+        let _connection = listener.accept().expect("a connection");
+        let begun = Instant::now();
+        send(&child, Signal::TERM);
+        let (status, said) = end(child);
+        assert_eq!(status.code(), Some(130), "{url}: {said}");
+        assert!(said.contains("interrupted: ") && !said.contains("waiting for"), "{url}: {said}");
+        let took = begun.elapsed();
+        assert!(took < Duration::from_secs(10), "{url}: {took:?}");
+    }
 }
 
 #[test]

@@ -10,15 +10,18 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, chown};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, SystemTime};
+use std::thread::sleep;
+use std::time::{Duration, Instant, SystemTime};
 
 use brackfs::storage::{ErrorKind, Location, LocationKind, Remote, S3Storage, Storage, Target};
 use common::http_proxy::Flaw;
 use common::machine::spawn;
 use common::rclone::RCLONE;
-use common::remote::{MIB, NO_FILES, RemoteServer, RemoteSite, borrowed, many, remove_settings, round_files};
+use common::remote::{Begun, MIB, NO_FILES, RemoteServer, RemoteSite, borrowed, many, remove_settings, round_files};
 use common::s3::Server;
+use common::wait::{LIMIT, ended};
 use common::{NOBODY, Site, in_mount_namespace, noise, paths_below, run, set_mode, settle, tree};
+use rustix::process::Signal;
 use tempfile::NamedTempFile;
 use uuid::Uuid;
 
@@ -753,4 +756,56 @@ fn an_object_of_unknown_length_is_read_as_a_whole() {
     let storage = S3Storage::open(address, &options).unwrap();
     assert_eq!(storage.get("whole", 100).unwrap(), b"object");
     assert_eq!(storage.get("half", 100).unwrap_err().kind, ErrorKind::Unavailable);
+}
+
+/// Lets the server be silent about the next requests.
+fn silence(remote: &RemoteSite<Server>) {
+    ["PUT", "GET", "HEAD"].iter().for_each(|method| remote.server.proxy.fail(method, "", SILENT, Flaw::Stall));
+}
+
+/// The number of requests of a method that get no answer.
+const SILENT: usize = 1000;
+
+#[test]
+fn an_interrupt_ends_a_wait_for_a_silent_server() {
+    let remote = ready(&borrowed(&many(2)));
+    remote.an_interrupt_ends_a_wait_for_a_silent_server(|| silence(&remote));
+    remote.server.proxy.forgive();
+    remote.backup(&[]).ok();
+    remote.is_whole();
+    let proxy = &remote.server.proxy;
+    let source = remote.source();
+    for command in
+        [&["prune"][..], &["check"], &["check", "--read-data"], &["backup", &source], &["catalog", "rebuild"]]
+    {
+        let mut silent = 0;
+        // The requests with which a repository is opened are answered.
+        for answered in [3, 7] {
+            proxy.requests();
+            let mut run = Begun::start(remote.command(command));
+            let mut seen = 0;
+            run.until("some requests are answered", |_| {
+                seen += proxy.requests().len();
+                seen >= answered
+            });
+            silence(&remote);
+            let begins = Instant::now();
+            while !run.has_ended() && proxy.failures_left() == 3 * SILENT && begins.elapsed() < LIMIT {
+                sleep(Duration::from_millis(2));
+            }
+            let begun = Instant::now();
+            if !run.has_ended() {
+                run.send(Signal::TERM);
+                silent += 1;
+                let status = ended(&mut run.child);
+                assert_eq!(status.code(), Some(130), "{command:?}: {}", run.said());
+                assert!(begun.elapsed() < Duration::from_secs(8), "{command:?}: {:?} {}", begun.elapsed(), run.said());
+            }
+            proxy.forgive();
+            proxy.cut();
+        }
+        println!("{command:?}: ended in {silent} waits");
+    }
+    remote.backup(&[]).ok();
+    remote.is_whole();
 }

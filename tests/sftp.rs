@@ -434,3 +434,12 @@ fn an_interrupt_ends_a_wait_and_ssh_in_order() {
     remote.backup(&[]).ok();
     remote.restores();
 }
+
+#[test]
+fn an_interrupt_ends_a_wait_for_a_server_that_freezes() {
+    let remote = ready(&borrowed(&many(2)));
+    remote.an_interrupt_ends_a_wait_for_a_silent_server(|| remote.server.freeze());
+    remote.server.cut();
+    remote.backup(&[]).ok();
+    remote.is_whole();
+}

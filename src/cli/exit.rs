@@ -5,6 +5,7 @@ use std::io;
 use std::process::ExitCode;
 
 use super::output;
+use super::signals::interrupt;
 use crate::failure::{Failure, FailureKind, worded};
 use crate::monitor::count;
 use crate::{
@@ -91,8 +92,17 @@ pub(super) const fn code(kind: FailureKind) -> u8 {
 
 /// The kind of the first error in the chain that has a kind other than [`FailureKind::Failed`].
 pub(super) fn kind(error: &anyhow::Error) -> FailureKind {
+    if is_ended_wait(error) { FailureKind::Interrupted } else { kind_in_chain(error) }
+}
+
+fn kind_in_chain(error: &anyhow::Error) -> FailureKind {
     let mut kinds = error.chain().filter_map(|cause| FAILURES.iter().find_map(|kind_of| kind_of(cause)));
     kinds.find(|kind| *kind != FailureKind::Failed).unwrap_or(FailureKind::Failed)
+}
+
+/// Whether a signal ended a wait for a target.
+fn is_ended_wait(error: &anyhow::Error) -> bool {
+    interrupt().is_set() && !error.is::<Reported>() && kind_in_chain(error) == FailureKind::Unavailable
 }
 
 /// The kind of a cause, if it is of the function's type.
@@ -130,9 +140,13 @@ fn kind_of<E: Failure + 'static>(cause: &(dyn Error + 'static)) -> Option<Failur
 /// The message of an error, followed by the causes that it does not contain.
 pub(super) fn text(error: &anyhow::Error) -> String {
     let mut text = String::new();
+    if is_ended_wait(error) {
+        text.push_str("interrupted: ");
+    }
+    let begin = text.len();
     for cause in error.chain().map(ToString::to_string) {
-        if text.is_empty() {
-            text = cause;
+        if text.len() == begin {
+            text.push_str(&cause);
         } else if !text.contains(&cause) {
             text = format!("{text}: {cause}");
         }

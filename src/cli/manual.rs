@@ -511,6 +511,7 @@ results, progress, problems and notes are JSON objects, one per line; see
 
 const SIGNALS: &str = r"
 On SIGINT, SIGTERM or SIGHUP, a backup, prune, restore or check cleans up and ends as soon as possible with exit code 130; a second signal ends it at once.
+A server that is silent then is given up within a few seconds.
 A mount is unmounted.
 On SIGUSR1, a backup, restore, check, prune or dump prints its progress to standard error, with or without a terminal, even with
 .BR \-q ;

@@ -273,7 +273,7 @@ impl ResolvedRepository {
 /// Packs that wait for a server are in the state directory.
 fn with_spool(location: Location, global: &Global) -> Location {
     let spool = global.state().ok().map(|state| state.join("spool"));
-    let remote = Remote { spool, ..location.remote().clone() };
+    let remote = Remote { spool, interrupt: signals::interrupt().clone(), ..location.remote().clone() };
     location.with_remote(remote)
 }
 

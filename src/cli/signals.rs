@@ -91,7 +91,7 @@ fn stop_within(grace: Duration) -> Result<Arc<AtomicBool>> {
                 terminal::announce("stopping…");
             }
             interrupt().set();
-            thread::sleep(grace);
+            interrupt().end_silence(grace);
             let seconds = grace.as_secs();
             terminal::abort(&format!("interrupted, and killed because it did not end within {seconds} s"));
         }

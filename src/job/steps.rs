@@ -219,13 +219,23 @@ impl<'a> Run<'a> {
         self.environment.caller.watch(&mut |monitor| {
             if let Some(work) = work.take() {
                 let _lowered = Lowered::to(priority, |message| monitor.note(message));
-                outcome = work(monitor).unwrap_or_else(Outcome::Failed);
+                outcome = work(monitor).unwrap_or_else(|failed| Outcome::Failed(self.interruption(failed)));
             }
         });
         if let (Some(FailureKind::Unavailable), Some(target)) = (outcome.failure(), target) {
             self.away.push(target.to_owned());
         }
         outcome
+    }
+
+    /// The failure of a step, as an interruption if a signal ended a wait for the target.
+    fn interruption(&self, failed: Failed) -> Failed {
+        match failed.kind {
+            FailureKind::Unavailable if self.is_stopped() => {
+                Failed { kind: FailureKind::Interrupted, message: format!("interrupted: {}", failed.message) }
+            }
+            _ => failed,
+        }
     }
 
     /// Why a step on a target that did not answer is not begun.

@@ -20,7 +20,7 @@ use ureq::{Agent, Body, BodyReader, Proxy, SendBody};
 
 use super::error::ErrorKind;
 use super::remote::Remote;
-use super::socket::SocketConnector;
+use super::socket::{ServerConnector, SocketConnector};
 
 /// How long to wait for a connection at most. [`Remote::stall`] may be shorter.
 const CONNECT: Duration = Duration::from_secs(30);
@@ -90,14 +90,16 @@ impl Client {
         };
         let tls = TlsConfig::builder().provider(TlsProvider::NativeTls).root_certs(roots).build();
         let config = settings(remote).tls_config(tls).build();
-        Ok(Client::with_agent(config.new_agent(), remote))
+        let connector = ServerConnector::new(&remote.interrupt);
+        Ok(Client::with_agent(Agent::with_parts(config, connector, DefaultResolver::default()), remote))
     }
 
     /// Connects to a program on this machine through a socket.
     pub(super) fn on_socket(socket: PathBuf, remote: &Remote) -> Self {
         let config = settings(remote).proxy(None).build();
+        let connector = SocketConnector { path: socket, interrupt: remote.interrupt.clone() };
         let resolver = DefaultResolver::default();
-        Client::with_agent(Agent::with_parts(config, SocketConnector(socket), resolver), remote)
+        Client::with_agent(Agent::with_parts(config, connector, resolver), remote)
     }
 
     fn with_agent(agent: Agent, remote: &Remote) -> Self {

@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::interrupt::Interrupt;
 use super::spool::Spools;
 
 /// How to use a target on another machine.
@@ -23,6 +24,8 @@ pub struct Remote {
     pub connections: NonZeroUsize,
     /// How long a connection may be silent while an answer is due, before it is closed.
     pub stall: Duration,
+    /// Ends waits for a silent server.
+    pub interrupt: Interrupt,
     /// How long listings may lag behind, for services that promise nothing about it.
     pub lag: Duration,
     /// The folder for objects that are being stored; `None` for the system's folder for temporary files. A missing one is
@@ -55,6 +58,7 @@ impl Default for Remote {
             ca: None,
             connections: NonZeroUsize::new(4).unwrap_or(NonZeroUsize::MIN),
             stall: Duration::from_secs(60),
+            interrupt: Interrupt::default(),
             lag: Duration::from_secs(60),
             spool: None,
             spool_size: 128 << 20,

@@ -192,6 +192,9 @@ impl Wrapper for RetryStorage {
             if left.is_zero() {
                 return Err(error);
             }
+            if self.interrupt.is_set() {
+                return Err(error);
+            }
             let wait = self.wait_after(tries, &error).min(left);
             debug!(operation = ?call.operation, tries, wait_ms = wait.as_millis(), error = ?error.kind, "waiting for the target");
             (self.notice)(&Waiting { error: &error, tries, away, wait });

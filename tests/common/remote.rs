@@ -479,6 +479,21 @@ impl<S: RemoteServer> RemoteSite<S> {
         });
     }
 
+    /// One signal ends a backup whose server falls silent during an upload.
+    #[track_caller]
+    pub fn an_interrupt_ends_a_wait_for_a_silent_server(&self, silence: impl FnOnce()) {
+        let mut backup = self.begin_slow_backup();
+        backup.until("a pack is uploaded", |_| self.server.is_receiving());
+        silence();
+        // The silence must have begun when the signal arrives, or the last packs may still be stored.
+        sleep(Duration::from_secs(1));
+        let begun = Instant::now();
+        backup.send(Signal::TERM);
+        backup.ends_with(130);
+        let (took, said) = (begun.elapsed(), backup.said());
+        assert!(took < Duration::from_secs(20) && said.contains("interrupted"), "{took:?}: {said}");
+    }
+
     /// Neither the processes of a backup nor its messages and its log show one of these secrets.
     #[track_caller]
     pub fn no_secret_is_shown(&self, secrets: &[&str]) {

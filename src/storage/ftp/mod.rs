@@ -107,7 +107,8 @@ impl FtpStorage {
             Security::None => None,
             Security::Explicit | Security::Implicit => Some(Tls::new(remote.ca.as_deref()).map_err(failed)?),
         };
-        let server = Server { address: address.clone(), login, tls, stall: remote.stall };
+        let server =
+            Server { address: address.clone(), login, tls, stall: remote.stall, interrupt: remote.interrupt.clone() };
         Ok(FtpStorage {
             pool: Pool::new(server, remote.connections),
             spools: remote.spools(),

@@ -14,6 +14,7 @@ use super::socket::Socket;
 use super::tls::{Tls, TlsSession};
 use super::wire::{Control, Reply, Stream};
 use crate::storage::error::ErrorKind;
+use crate::storage::interrupt::Interrupt;
 use crate::storage::netrc::Login;
 
 /// How long to wait for a connection at most. [`Server::stall`] may be shorter.
@@ -40,6 +41,8 @@ pub(super) struct Server {
     pub(super) tls: Option<Tls>,
     /// How long a connection may be silent while something is due.
     pub(super) stall: Duration,
+    /// Ends waits for the server.
+    pub(super) interrupt: Interrupt,
 }
 
 /// A session: a control connection after the login.
@@ -89,8 +92,8 @@ impl Session {
 
     fn open_once(server: &Arc<Server>) -> Result<Self, Failure> {
         let Address { security, host, port, path, .. } = &server.address;
-        let socket = connect_to(host, *port, server.stall)?;
-        let peer = socket.0.peer_addr().map_err(|error| Failure::io(&error, server.stall))?.ip();
+        let socket = connect_to(host, *port, server)?;
+        let peer = socket.stream.peer_addr().map_err(|error| Failure::io(&error, server.stall))?.ip();
         let encrypt = |stream: Stream| match (&server.tls, stream) {
             (Some(tls), Stream::Plain(socket)) => Ok(Stream::Tls(tls.connect(host, socket, None, server.stall)?)),
             (_, stream) => Ok(stream),
@@ -312,15 +315,13 @@ impl Session {
             Some(port) => port,
             None => parse_passive(&self.expect("PASV", &[227])?.text),
         };
-        let stall = self.server.stall;
+        let server = &self.server;
         let socket = port.ok_or_else(Failure::malformed).and_then(|port| {
             let address = SocketAddr::new(self.peer, port);
-            TcpStream::connect_timeout(&address, stall.min(CONNECT)).and_then(|socket| set_up(socket, stall)).map_err(
-                |error| {
-                    let why = format!("no data connection can be made to port {port} of the server: {error}");
-                    Failure::Lost(ErrorKind::Unavailable, why)
-                },
-            )
+            connect_to_address(&address, server).map_err(|error| {
+                let why = format!("no data connection can be made to port {port} of the server: {error}");
+                Failure::Lost(ErrorKind::Unavailable, why)
+            })
         });
         self.note(socket)
     }
@@ -558,13 +559,13 @@ fn refused(failure: Failure) -> Failure {
 }
 
 /// Connects to a server.
-fn connect_to(host: &str, port: u16, stall: Duration) -> Result<Socket, Failure> {
+fn connect_to(host: &str, port: u16, server: &Server) -> Result<Socket, Failure> {
     let away = |why: String| Failure::Lost(ErrorKind::Unavailable, why);
     let addresses = (host, port).to_socket_addrs();
     let addresses = addresses.map_err(|e| away(format!("the server's name cannot be looked up: {e}")))?;
     let mut why = "the server's name has no address".to_owned();
     for address in addresses {
-        match TcpStream::connect_timeout(&address, stall.min(CONNECT)).and_then(|socket| set_up(socket, stall)) {
+        match connect_to_address(&address, server) {
             Ok(socket) => return Ok(socket),
             Err(error) => why = format!("the server cannot be reached: {error}"),
         }
@@ -572,11 +573,12 @@ fn connect_to(host: &str, port: u16, stall: Duration) -> Result<Socket, Failure>
     Err(away(why))
 }
 
-fn set_up(socket: TcpStream, stall: Duration) -> io::Result<Socket> {
-    socket.set_read_timeout(Some(stall))?;
-    socket.set_write_timeout(Some(stall))?;
+fn connect_to_address(address: &SocketAddr, Server { stall, interrupt, .. }: &Server) -> io::Result<Socket> {
+    let socket = TcpStream::connect_timeout(address, (*stall).min(CONNECT))?;
+    socket.set_read_timeout(Some(*stall))?;
+    socket.set_write_timeout(Some(*stall))?;
     socket.set_nodelay(true)?;
-    Ok(Socket(socket))
+    Socket::new(socket, interrupt)
 }
 
 /// The port in `Entering Extended Passive Mode (|||12345|)`.

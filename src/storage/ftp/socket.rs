@@ -1,11 +1,27 @@
-//! A socket whose reads and writes go on after a signal. The system interrupts those of a socket with a timeout, and OpenSSL
-//! gives up a connection for that.
+//! A socket whose reads and writes go on after a signal, until an interrupt ends them. The system interrupts those of a socket
+//! with a timeout, and OpenSSL gives up a connection for that.
 
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
+use std::sync::Arc;
+
+use crate::storage::interrupt::{Interrupt, Waits};
 
 #[derive(Debug)]
-pub(super) struct Socket(pub(super) TcpStream);
+pub(super) struct Socket {
+    pub(super) stream: TcpStream,
+    waits: Arc<Waits>,
+}
+
+impl Socket {
+    /// A socket whose waits an interrupt ends.
+    pub(super) fn new(stream: TcpStream, interrupt: &Interrupt) -> io::Result<Self> {
+        let other = stream.try_clone()?;
+        // An error means that it has ended.
+        let waits = Waits::new(interrupt, move || _ = other.shutdown(Shutdown::Both));
+        Ok(Socket { stream, waits })
+    }
+}
 
 /// Tries again while a signal interrupts.
 fn uninterrupted<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
@@ -19,17 +35,17 @@ fn uninterrupted<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T>
 
 impl Read for Socket {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        uninterrupted(|| self.0.read(bytes))
+        self.waits.during(|| uninterrupted(|| self.stream.read(bytes)))
     }
 }
 
 impl Write for Socket {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        uninterrupted(|| self.0.write(bytes))
+        self.waits.during(|| uninterrupted(|| self.stream.write(bytes)))
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
+        self.stream.flush()
     }
 }
 

@@ -26,8 +26,8 @@ pub(super) enum Stream {
 impl Stream {
     pub(super) fn socket(&self) -> &TcpStream {
         match self {
-            Stream::Plain(Socket(socket)) => socket,
-            Stream::Tls(stream) => &stream.ssl.get_ref().0,
+            Stream::Plain(socket) => &socket.stream,
+            Stream::Tls(stream) => &stream.ssl.get_ref().stream,
         }
     }
 
@@ -195,6 +195,7 @@ mod tests {
     use std::net::TcpListener;
 
     use super::*;
+    use crate::storage::Interrupt;
 
     /// What a server is understood to reply when it sends these bytes and closes the connection.
     fn receive(bytes: &[u8], count: usize) -> Vec<Option<Reply>> {
@@ -203,7 +204,8 @@ mod tests {
         let (mut server, _) = listener.accept().unwrap();
         let bytes = bytes.to_owned();
         let writer = std::thread::spawn(move || server.write_all(&bytes).ok());
-        let mut control = Control::new(Stream::Plain(Socket(client)), Duration::from_secs(9));
+        let mut control =
+            Control::new(Stream::Plain(Socket::new(client, &Interrupt::default()).unwrap()), Duration::from_secs(9));
         let replies = (0..count).map(|_| control.receive().ok()).collect();
         drop(control);
         writer.join().unwrap();

@@ -21,6 +21,7 @@ use super::failure::Failure;
 use super::ssh::{Ssh, WORDS};
 use super::wire::{Extension, LONGEST, Malformed, Reply, Request, VERSION, hello, parse_hello};
 use crate::storage::error::ErrorKind;
+use crate::storage::interrupt::{Connected, Interrupt};
 
 /// How long ssh may take to end once it is told to, before it is killed.
 const ENDING: Duration = Duration::from_secs(2);
@@ -84,7 +85,12 @@ impl Connection {
     ///
     /// The request follows the greeting at once, which saves a round trip: its meaning is the same in every version, and
     /// servers answer in order.
-    pub(super) fn open(ssh: &Arc<Ssh>, stall: Duration, first: &Request<'_>) -> Result<(Self, Reply), Failure> {
+    pub(super) fn open(
+        ssh: &Arc<Ssh>,
+        stall: Duration,
+        interrupt: &Interrupt,
+        first: &Request<'_>,
+    ) -> Result<(Self, Reply), Failure> {
         let mut child = ssh.start()?;
         let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let (Some(input), Some(output), Some(words)) = pipes else {
@@ -103,6 +109,8 @@ impl Connection {
             changed: Condvar::new(),
             stall,
         });
+        let connected: Arc<dyn Connected> = shared.clone();
+        interrupt.watch(Arc::downgrade(&connected));
         let said = Vec::new();
         let receiver = Receiver { shared: shared.clone(), ssh: ssh.clone(), child, output, words: Some(words), said };
         let receiver = thread::Builder::new().name("sftp".into()).spawn(move || receiver.run());
@@ -294,10 +302,10 @@ impl Shared {
 
     /// Closes the connection, unless it is closed already. Returns why it was closed.
     fn lose(&self, kind: ErrorKind, why: &str) -> Failure {
-        self.end(Failure::Lost(kind, why.to_owned()))
+        self.lose_for(Failure::Lost(kind, why.to_owned()))
     }
 
-    fn end(&self, failure: Failure) -> Failure {
+    fn lose_for(&self, failure: Failure) -> Failure {
         let mut state = self.lock();
         if let Some(process) = state.process {
             // It may have ended by itself.
@@ -306,6 +314,17 @@ impl Shared {
         let lost = state.lost.get_or_insert(failure).clone();
         self.changed.notify_all();
         lost
+    }
+}
+
+impl Connected for Shared {
+    fn silent_since(&self) -> Option<Instant> {
+        let state = self.lock();
+        Some(state.moved).filter(|_| state.due > 0)
+    }
+
+    fn end(&self) {
+        self.lose(ErrorKind::Unavailable, "the server was silent");
     }
 }
 
@@ -333,7 +352,7 @@ impl Receiver {
             }
             Err(failure) => failure,
         };
-        let lost = self.shared.end(failure);
+        let lost = self.shared.lose_for(failure);
         debug!(?lost, "disconnected");
         self.reap();
     }

@@ -96,7 +96,7 @@ impl SftpStorage {
 
     fn new(address: &Address, remote: &Remote) -> Self {
         SftpStorage {
-            pool: Arc::new(Pool::new(Ssh::new(remote.ssh.clone(), address.clone()), remote.connections, remote.stall)),
+            pool: Arc::new(Pool::new(Ssh::new(remote.ssh.clone(), address.clone()), remote)),
             address: address.clone(),
             spools: remote.spools(),
             seen: AtomicBool::default(),

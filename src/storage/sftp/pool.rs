@@ -12,6 +12,8 @@ use tracing::debug;
 use super::failure::Failure;
 use super::session::Session;
 use super::ssh::Ssh;
+use crate::storage::interrupt::Interrupt;
+use crate::storage::remote::Remote;
 
 /// How long to do with fewer connections after the server refused one.
 const PAUSE: Duration = Duration::from_secs(60);
@@ -23,6 +25,7 @@ pub(super) struct Pool {
     most: NonZeroUsize,
     /// How long a connection may be silent.
     stall: Duration,
+    interrupt: Interrupt,
     open: Mutex<Open>,
     opened: Condvar,
 }
@@ -48,8 +51,10 @@ struct Lane {
 pub(super) struct Lease(Arc<Lane>);
 
 impl Pool {
-    pub(super) fn new(ssh: Ssh, most: NonZeroUsize, stall: Duration) -> Self {
-        Pool { ssh: Arc::new(ssh), most, stall, open: Mutex::default(), opened: Condvar::new() }
+    pub(super) fn new(ssh: Ssh, remote: &Remote) -> Self {
+        let Remote { connections: most, stall, .. } = *remote;
+        let interrupt = remote.interrupt.clone();
+        Pool { ssh: Arc::new(ssh), most, stall, interrupt, open: Mutex::default(), opened: Condvar::new() }
     }
 
     /// The maximum number of connections.
@@ -131,7 +136,7 @@ impl Pool {
     /// Opens a connection that was counted as being opened. After a failure, no more are opened for a while if there are
     /// others.
     fn open(&self) -> Result<Lease, Failure> {
-        let session = Session::open(&self.ssh, self.stall);
+        let session = Session::open(&self.ssh, self.stall, &self.interrupt);
         let mut open = self.lock();
         open.opening -= 1;
         self.opened.notify_all();

@@ -12,6 +12,7 @@ use super::connection::{Connection, Pending};
 use super::failure::Failure;
 use super::ssh::Ssh;
 use super::wire::{Attributes, Entry, Extension, FileKind, FileSystem, Malformed, Mode, Reply, Request, Status};
+use crate::storage::interrupt::Interrupt;
 
 /// Bytes per read. Servers may return less; OpenSSH returns at most 255 KiB.
 const READ: usize = 255 << 10;
@@ -57,8 +58,8 @@ pub(super) struct Found<'f> {
 
 impl Session {
     /// Connects, and looks at the repository's path.
-    pub(super) fn open(ssh: &Arc<Ssh>, stall: Duration) -> Result<Self, Failure> {
-        let (connection, reply) = Connection::open(ssh, stall, &Request::Stat { path: ssh.path() })?;
+    pub(super) fn open(ssh: &Arc<Ssh>, stall: Duration, interrupt: &Interrupt) -> Result<Self, Failure> {
+        let (connection, reply) = Connection::open(ssh, stall, interrupt, &Request::Stat { path: ssh.path() })?;
         let root = match reply {
             Reply::Attributes(found) => Ok(found.kind() == Some(FileKind::Directory)),
             other => Err(Failure::unexpected(other)),
