@@ -556,6 +556,27 @@ fn a_dry_run_before_the_first_backup_succeeds() {
 }
 
 #[test]
+fn a_failed_forget_is_tried_again_even_if_nothing_changes() {
+    let world = World::new();
+    world.configure("[defaults]\nkeep = { last = 5 }\nskip-if-unchanged = true\n");
+    world.brackfs(&["run"]).ok();
+    let outcomes = || {
+        let run = world.brackfs(&["run", "--json"]).ok();
+        let steps = run.stdout.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let of_forget = steps.filter(|step| step["step"] == "forget");
+        of_forget.map(|step| step["outcome"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(outcomes(), ["skipped"; 4]);
+    let journal = rusqlite::Connection::open(world.site.state().join("journal.sqlite")).unwrap();
+    let fail = "UPDATE steps SET outcome = 'failed' WHERE step = 'forget' AND outcome = 'done' AND source = 'etc'";
+    assert_eq!(journal.execute(fail, []).unwrap(), 2);
+    world.brackfs(&["status"]).code(2);
+    assert_eq!(outcomes(), ["done", "done", "skipped", "skipped"]);
+    world.brackfs(&["status"]).ok();
+    assert_eq!(outcomes(), ["skipped"; 4]);
+}
+
+#[test]
 fn a_damaged_record_of_runs_is_reported_and_does_no_harm() {
     let world = World::new();
     world.configure("");

@@ -27,7 +27,8 @@ use crate::storage::{Ahead, Location};
 /// Back up, forget, prune and check as configured
 ///
 /// Each source is backed up to each of its targets. Then snapshots are forgotten by the policy of their source (keep), but only
-/// on targets that got a new snapshot of it in this run, without missing or empty paths. Targets whose last prune is older than
+/// on targets that got a new snapshot of it in this run, without missing or empty paths, or if nothing changed
+/// (skip-if-unchanged) and the last attempt failed. Targets whose last prune is older than
 /// prune.every are pruned. If the configuration has a table check, targets whose last check is older than check.every are
 /// checked, and a part of their data is read; this needs no secret key, only this machine's host key. Hooks run before and
 /// after. See brackfs-config(5).

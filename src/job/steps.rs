@@ -102,6 +102,7 @@ impl<'a> Job<'a> {
             begun: Vec::new(),
             rows: Vec::new(),
             new: Vec::new(),
+            unchanged: Vec::new(),
             away: Vec::new(),
             unrecorded: None,
         };
@@ -123,6 +124,8 @@ struct Run<'a> {
     rows: Vec<Row>,
     /// The sources and targets of new snapshots.
     new: Vec<(String, String)>,
+    /// Those without one, since nothing changed.
+    unchanged: Vec<(String, String)>,
     /// Targets that did not answer. Each step would wait for them again.
     away: Vec<String>,
     /// Why a step was not recorded. The same reason is noted once.
@@ -326,7 +329,7 @@ impl<'a> Run<'a> {
         for (target, before) in targets.into_iter().zip(obstacles) {
             let name = &target.name;
             let (job, environment) = (self.job, self.environment);
-            let (mut is_new, mut counts) = (false, None);
+            let (mut is_new, mut is_unchanged, mut counts) = (false, false, None);
             let begun = Instant::now();
             let outcome = self.attempt(Step::Backup, Some(name), source.priority, |monitor| {
                 // Without hooks and snapshots, a target that can be used by now must wait for the next run.
@@ -341,11 +344,15 @@ impl<'a> Run<'a> {
                 counts = Some(Counts::from(&summary));
                 let is_made = summary.snapshot.is_some() || job.dry_run && !summary.shrunk;
                 is_new = is_made && summary.lost_paths == 0;
+                is_unchanged = !is_made && !summary.shrunk && summary.problems == 0;
                 Ok(backup_outcome(&summary, |bytes| environment.caller.size(bytes)))
             });
             self.note(Step::Backup, Some(&source.name), Some(name), outcome, counts, begun);
             if is_new {
                 self.new.push((source.name.clone(), name.clone()));
+            }
+            if is_unchanged {
+                self.unchanged.push((source.name.clone(), name.clone()));
             }
         }
         drop(snapshots);
@@ -379,7 +386,9 @@ impl<'a> Run<'a> {
         let Some(policy) = source.keep.as_ref().filter(|_| self.job.wants(Step::Forget)) else { return };
         for name in &source.to {
             let Ok(target) = self.job.config.target(name) else { continue };
-            let is_due = self.job.only == Some(Step::Forget) || self.has_new(&source.name, name);
+            let is_due = self.job.only == Some(Step::Forget)
+                || contains(&self.new, &source.name, name)
+                || contains(&self.unchanged, &source.name, name) && self.has_failed_to_forget(&source.name, name);
             let (job, environment) = (self.job, self.environment);
             self.step(Step::Forget, Some(&source.name), Some(name), |monitor| {
                 if !is_due {
@@ -423,9 +432,12 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Whether the source got a new snapshot on the target in this run, without missing or empty paths.
-    fn has_new(&self, source: &str, target: &str) -> bool {
-        self.new.iter().any(|(new, on)| new == source && on == target)
+    /// Whether the last removal of snapshots of the source from the target failed. If the source never changes again, only
+    /// another try can end this failure.
+    fn has_failed_to_forget(&self, source: &str, target: &str) -> bool {
+        let of = Subject { step: Step::Forget, source: Some(source), target: Some(target) };
+        let last = self.environment.journal.map(|journal| journal.last(of, &Ending::TRIED, i64::MAX));
+        matches!(last, Some(Ok(Some(last))) if last.ending == Ending::Failed)
     }
 
     /// Removes data that no snapshot of a target needs, if it is time.
@@ -575,6 +587,11 @@ impl<'a> Run<'a> {
         self.note(Step::Hook, source, None, outcome, None, begun);
         gate
     }
+}
+
+/// Whether a list has a source on a target.
+fn contains(list: &[(String, String)], source: &str, target: &str) -> bool {
+    list.iter().any(|(one, on)| one == source && on == target)
 }
 
 /// Returns why a step is not due on a target, if it is not.
