@@ -63,8 +63,11 @@ fn ask(prompt: &str) -> Result<String> {
     rpassword::prompt_password(prompt).map_err(|_| NoSecret(missing.into()).into())
 }
 
-/// The variables, and how each gives the passphrase.
-const VARIABLES: [(&str, fn(OsString, &str) -> Result<Vec<u8>>); 3] = [
+/// Gets the passphrase from the value of a variable. The name is for messages.
+type Source = fn(OsString, &str) -> Result<Vec<u8>>;
+
+/// The variables.
+const VARIABLES: [(&str, Source); 3] = [
     ("BRACKFS_PASSPHRASE", |value, _| Ok(value.into_encoded_bytes())),
     ("BRACKFS_PASSPHRASE_FILE", from_file),
     ("BRACKFS_PASSPHRASE_COMMAND", from_command),
