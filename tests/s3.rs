@@ -399,6 +399,24 @@ fn init_accepts_only_an_empty_prefix() {
 }
 
 #[test]
+fn neighbours_in_a_pack_are_read_with_one_request() {
+    let large = noise("large", 40 * MIB);
+    let remote = ready(&[("large", large)]);
+    remote.backup(&[]).ok();
+    let pack_reads = |work: &dyn Fn()| {
+        remote.server.proxy.requests();
+        work();
+        let requests = remote.server.proxy.requests();
+        requests.iter().filter(|request| request.starts_with("GET ") && request.contains("/packs/")).count()
+    };
+    // Of 50 blocks or so. The cache and small blocks that several files share bound how much a restore joins.
+    let restore = pack_reads(&|| remote.restores());
+    assert!(restore <= 35, "{restore} requests");
+    let check = pack_reads(&|| remote.brackfs(&["check", "--read-data"]).ok().stdout.clear());
+    assert!(check <= 25, "{check} requests");
+}
+
+#[test]
 fn blocks_are_read_from_the_server_once_and_then_from_the_cache_on_disk() {
     let large: String = noise("large", 3 * MIB).iter().map(|byte| format!("{byte:02x}")).collect();
     let remote = ready(&[("large", large.clone().into_bytes()), ("folder/small", b"small".to_vec())]);

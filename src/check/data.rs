@@ -1,44 +1,33 @@
 //! Reads all packs, each once.
 
+use std::collections::VecDeque;
 use std::path::Path;
+use std::thread;
 
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use super::pack::{Findings, ListedBlock, ListedPack, PackReader};
 use super::record::PackRecord;
 use super::{Checker, Error};
 use crate::archive::Archive;
 use crate::failure::Failure;
 use crate::format::name::SnapshotName;
-use crate::format::{BlockLocation, Check, Digest, PackId, SEALED_SIZE, name};
+use crate::format::{BlockLocation, PackId, name};
 use crate::monitor::{Total, Unit};
-use crate::storage::{self, ErrorKind};
+use crate::storage::ErrorKind;
 
-/// Maximum number of bytes read at once where no block is listed.
-const PIECE: u64 = 1 << 20;
+/// Maximum number of packs that are read from a server at the same time.
+const AT_ONCE: usize = 4;
 
-/// A block that is to be read.
-struct StoredBlock {
-    at: BlockLocation,
-    check: Check,
-    /// Digests and lengths of the chunks in it; `None` if no index lists them.
-    chunks: Option<Vec<(Digest, u32)>>,
-    /// The number of its first chunk.
-    first: u32,
-}
+/// Maximum number of packs whose findings wait for those of earlier ones.
+const MOST: usize = 64;
 
-/// A pack that is being read.
-struct PackReading {
-    object: String,
-    hasher: blake3::Hasher,
-    /// End of the bytes that were read.
-    end: u64,
-    bytes: Vec<u8>,
-    /// Whether something was reported that changes the digest.
-    is_damaged: bool,
-}
+/// A pack for a thread, and where it sends what it found.
+type Job = (ListedPack, Sender<Findings>);
 
 impl Checker<'_> {
-    /// Reads the packs of indexes: compares each block with its check, verifies its chunks, and compares the pack with
-    /// its digest. Packs of another length were reported before and are not read, since they may be huge. Reads nothing if
-    /// the key opens none of the snapshots, which is reported with them.
+    /// Reads the packs of indexes. Packs of another length were reported before and are not read, since they may be huge. Reads
+    /// nothing if the key opens none of the snapshots, which is reported with them.
     pub(super) fn data(&mut self, snapshots: &[SnapshotName]) -> Result<(), Error> {
         if !self.is_key_right(snapshots) {
             return Ok(());
@@ -48,14 +37,68 @@ impl Checker<'_> {
         let progress = self.monitor.progress();
         progress.count(Unit::Packs);
         progress.expect(Total { files, bytes, estimated: false });
+        let from = PackReader { reader: self.reader, progress, stop: self.stop };
+        let target = self.reader.repository().target().capabilities();
+        // A disk reads one pack after the other fastest.
+        let wanted = if target.directory.is_some() { 1 } else { target.lanes.clamp(1, AT_ONCE) };
+        thread::scope(|threads| {
+            let (jobs, queue) = bounded::<Job>(0);
+            // If not all threads can be started, fewer packs are read at the same time.
+            let start = |_| {
+                let queue = queue.clone();
+                let read = move || queue.iter().for_each(|(pack, found)| _ = found.send(from.read(&pack)));
+                thread::Builder::new().name("check".into()).spawn_scoped(threads, read).ok()
+            };
+            let started = (0..wanted).map_while(start).count();
+            drop(queue);
+            self.packs_of_indexes(from, (started > 0).then_some(&jobs))
+        })
+    }
+
+    /// Has each pack read, by this thread if no other takes `jobs`, and notes what is found, in the order of the packs.
+    fn packs_of_indexes(&mut self, from: PackReader<'_>, jobs: Option<&Sender<Job>>) -> Result<(), Error> {
+        let mut under_way: VecDeque<Receiver<Findings>> = VecDeque::new();
         for row in 0..self.packs.len() {
-            let (Some(pack), Some(_)) = (self.packs.id(row), self.readable_length(row)) else { continue };
+            let (Some(id), Some(_)) = (self.packs.id(row), self.readable_length(row)) else { continue };
             self.check_interrupted()?;
-            if let Some(record) = self.packs.load(row)? {
-                self.pack(row, pack, &record)?;
+            let Some(record) = self.packs.load(row)? else { continue };
+            let pack = self.listed_pack(row, id, &record)?;
+            let Some(jobs) = jobs else {
+                self.note(from.read(&pack))?;
+                continue;
+            };
+            let (sender, found) = bounded(1);
+            // Waits for a thread that is ready.
+            if jobs.send((pack, sender)).is_ok() {
+                under_way.push_back(found);
             }
-            progress.file();
+            while let Some(first) = under_way.front() {
+                let found = if under_way.len() > MOST { first.recv().ok() } else { first.try_recv().ok() };
+                let Some(found) = found else { break };
+                under_way.pop_front();
+                self.note(found)?;
+            }
         }
+        under_way.into_iter().filter_map(|found| found.recv().ok()).try_for_each(|found| self.note(found))
+    }
+
+    /// Notes what was found in a pack.
+    fn note(&mut self, found: Findings) -> Result<(), Error> {
+        self.check_interrupted()?;
+        let object = name::pack(found.pack);
+        found.problems.iter().for_each(|why| self.problem(Path::new(&object), why));
+        found.flaws.into_iter().for_each(|why| self.flaw(found.pack, why));
+        found.verified.into_iter().for_each(|number| _ = self.packs.verified.insert(number));
+        self.monitor.progress().file();
+        match found.read {
+            Err(error) if error.kind == ErrorKind::NotFound => {
+                self.report.doubt(Path::new(&object), error.to_string());
+                return Ok(());
+            }
+            Err(error) => self.unread(Path::new(&object), error)?,
+            Ok(()) => {}
+        }
+        self.summary.packs += 1;
         Ok(())
     }
 
@@ -76,64 +119,10 @@ impl Checker<'_> {
         snapshots.is_empty()
     }
 
-    fn pack(&mut self, row: usize, pack: PackId, record: &PackRecord) -> Result<(), Error> {
-        let index = record.header.index;
-        let blocks = self.stored_blocks(row, pack, record)?;
-        let object = name::pack(pack);
-        self.monitor.progress().at(Path::new(&object));
-        let (hasher, bytes) = (blake3::Hasher::new(), Vec::new());
-        let mut reading = PackReading { object, hasher, end: 0, bytes, is_damaged: false };
-        let mut read = Ok(());
-        for block in &blocks {
-            self.check_interrupted()?;
-            if block.at.length as usize > SEALED_SIZE {
-                // It is read as bytes that are not listed.
-                let why =
-                    format!("{} has a block of {} bytes, which is too large", self.index_name(index), block.at.length);
-                self.problem(Path::new(&reading.object), &why);
-                continue;
-            }
-            read = self.unlisted(&mut reading, block.at.offset);
-            if read.is_ok() {
-                read = self.read(&mut reading, u64::from(block.at.length));
-            }
-            match &read {
-                Ok(()) => self.block(&mut reading, block, index),
-                // The rest of the pack may be readable.
-                Err(error) if !is_over(error) => {
-                    reading.is_damaged = true;
-                    reading.end = block.at.offset + u64::from(block.at.length);
-                    self.flaw(pack, format!("cannot read the block at {}: {error}", block.at.offset));
-                }
-                Err(_) => break,
-            }
-        }
-        if !read.as_ref().is_err_and(is_over) {
-            read = self.unlisted(&mut reading, record.header.length);
-        }
-        self.check_interrupted()?;
-        match read {
-            Err(error) if error.kind == ErrorKind::NotFound => {
-                self.report.doubt(Path::new(&reading.object), error.to_string());
-                return Ok(());
-            }
-            Err(error) => self.unread(Path::new(&reading.object), error)?,
-            Ok(()) => {
-                let digest = Some(Digest::from(reading.hasher.finalize()));
-                if !reading.is_damaged && digest != record.header.digest {
-                    let index = self.index_name(index);
-                    self.flaw(pack, format!("its bytes are not those that were stored: its sum differs from {index}"));
-                }
-            }
-        }
-        self.summary.packs += 1;
-        Ok(())
-    }
-
-    /// The blocks in a pack. Those in a carrier have the chunks of the block in its birth pack.
-    fn stored_blocks(&mut self, row: usize, pack: PackId, record: &PackRecord) -> Result<Vec<StoredBlock>, Error> {
-        let own = record.blocks.iter().map(|block| StoredBlock {
-            at: BlockLocation { pack, offset: block.offset, length: block.length },
+    /// A pack and its blocks. Those in a carrier have the chunks of the block in its birth pack.
+    fn listed_pack(&mut self, row: usize, id: PackId, record: &PackRecord) -> Result<ListedPack, Error> {
+        let own = record.blocks.iter().map(|block| ListedBlock {
+            at: BlockLocation { pack: id, offset: block.offset, length: block.length },
             check: block.check,
             chunks: Some(record.content(block)),
             first: self.packs.first_chunk(row) + block.first,
@@ -149,58 +138,11 @@ impl Checker<'_> {
                 chunks = Some(birth.content(block));
                 first = self.packs.first_chunk(row) + block.first;
             }
-            let at = BlockLocation { pack, offset, length: carried.length };
-            blocks.push(StoredBlock { at, check: carried.check, chunks, first });
+            let at = BlockLocation { pack: id, offset, length: carried.length };
+            blocks.push(ListedBlock { at, check: carried.check, chunks, first });
             offset += u64::from(carried.length);
         }
-        Ok(blocks)
+        let (index, header) = (self.index_name(record.header.index), &record.header);
+        Ok(ListedPack { id, index, length: header.length, digest: header.digest, blocks })
     }
-
-    /// Verifies the block that was read last.
-    fn block(&mut self, reading: &mut PackReading, block: &StoredBlock, index: u32) {
-        let offset = block.at.offset;
-        let is_stored = Check::of(&reading.bytes) == block.check;
-        let chunks = block.chunks.as_deref();
-        let verified = chunks.map_or(Ok(()), |chunks| self.reader.verify_stored(&block.at, &reading.bytes, chunks));
-        let why = match verified {
-            Ok(()) => {
-                for number in (block.first..).take(chunks.map_or(0, <[_]>::len)) {
-                    self.packs.verified.insert(number);
-                }
-                if is_stored {
-                    return;
-                }
-                format!("the check of the block at {offset} does not match {}", self.index_name(index))
-            }
-            Err(error) if is_stored => {
-                format!("the block at {offset} does not match {}: {}", self.index_name(index), error.without_place())
-            }
-            Err(error) => format!("the block at {offset} is not the one that was stored: {}", error.without_place()),
-        };
-        reading.is_damaged = true;
-        self.flaw(block.at.pack, why);
-    }
-
-    /// Reads the bytes up to `end`, where no block is listed.
-    fn unlisted(&self, reading: &mut PackReading, end: u64) -> Result<(), storage::Error> {
-        while reading.end < end && self.check_interrupted().is_ok() {
-            self.read(reading, PIECE.min(end - reading.end))?;
-        }
-        Ok(())
-    }
-
-    fn read(&self, reading: &mut PackReading, length: u64) -> Result<(), storage::Error> {
-        let PackReading { object, hasher, end, bytes, .. } = reading;
-        self.reader.repository().target().read(object, *end, usize::try_from(length).unwrap_or(usize::MAX), bytes)?;
-        hasher.update(bytes);
-        *end += length;
-        self.monitor.progress().read(length);
-        self.monitor.progress().bytes(length);
-        Ok(())
-    }
-}
-
-/// Whether no more of an object can be read after this error.
-fn is_over(error: &storage::Error) -> bool {
-    error.is_away() || matches!(error.kind, ErrorKind::NotFound | ErrorKind::Truncated)
 }

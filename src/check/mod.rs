@@ -16,7 +16,7 @@
 //!
 //! - `indexes`: reads indexes and tombstones; `moves`: carriers and shards of moves
 //! - `packs`: all packs; `record`: packs in a temporary file
-//! - `data`: reads all packs, each once
+//! - `data`: reads all packs, each once; `pack`: reads one
 //! - `trees`: snapshots and their trees; `content`: content of files; `visited`: parts of trees that no index has
 //! - `documents`: documents and keys that only writers need; `sums`: lists of sums
 //! - `census`: documents and snapshots that are missing or were added
@@ -33,6 +33,7 @@ mod data;
 mod documents;
 mod indexes;
 mod moves;
+mod pack;
 mod packs;
 mod record;
 mod report;

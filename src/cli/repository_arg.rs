@@ -84,7 +84,7 @@ pub(super) struct TargetArgs {
     /// Assume that listings of Swift lag behind by at most DURATION
     #[arg(long, help_heading = HEADING, env = "BRACKFS_LISTING_LAG", hide = true, hide_env_values = true, value_name = "DURATION", value_parser = parse_duration)]
     listing_lag: Option<Duration>,
-    /// Open up to N connections to a server [default: 4]
+    /// Open up to N connections to a server [default: 8 for S3 and Swift, 4 for others]
     ///
     /// A backup stores up to N packs at the same time. If the server allows fewer connections, brackfs uses fewer.
     #[arg(long, help_heading = HEADING, value_name = "N")]
@@ -288,7 +288,7 @@ impl TargetArgs {
             endpoint: self.endpoint.clone().or(given.endpoint),
             credentials: self.credentials.clone().or(given.credentials),
             ca: self.ca.clone().or(given.ca),
-            connections: self.connections.unwrap_or(given.connections),
+            connections: self.connections.or(given.connections),
             lag: self.listing_lag.unwrap_or(given.lag),
             spool_size: self.spool_size.unwrap_or(given.spool_size),
             ..given

@@ -101,7 +101,7 @@ impl TargetConfig {
             ca: file(&mut settings, "ca"),
             connections: settings
                 .quantity("connections", |text| text.parse().map_err(|_| "write a number from 1 on"))
-                .unwrap_or(remote.connections),
+                .or(remote.connections),
             spool_size: settings.quantity("spool-size", parse_size).unwrap_or(remote.spool_size),
             ..remote
         };

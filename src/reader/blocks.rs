@@ -14,6 +14,8 @@ use crate::format::block;
 use crate::format::{BLOCK_SIZE, BlockLocation, ChunkRef, Digest, Entry, Extent, Items, Node};
 use crate::repository::{Access, Repository};
 
+/// Maximum number of bytes between two blocks that are read with one request. To read them takes less time than a request.
+const GAP: u64 = 512 << 10;
 /// Divisor: this fraction of the cache is for decoded tree nodes.
 const NODE_SHARE: usize = 4;
 
@@ -238,7 +240,7 @@ impl Core {
         load: impl Fn() -> Result<Block, Error>,
         (chunk, start): (&ChunkRef, u32),
     ) -> Result<(Arc<Block>, Result<(), Error>), Error> {
-        let mut block = self.blocks.blocks.get(location, &load, abandoned)?;
+        let mut block = self.blocks.blocks.get(location, &load)?;
         let mut verified = block.chunk(start, chunk).map(drop);
         if verified.is_err() {
             if self.repository.drop_copy(&block.place) {
@@ -246,7 +248,7 @@ impl Core {
             } else if self.blocks.blocks.is_current(location, &block) {
                 return Ok((block, verified));
             }
-            block = self.blocks.blocks.get(location, &load, abandoned)?;
+            block = self.blocks.blocks.get(location, &load)?;
             verified = block.chunk(start, chunk).map(drop);
         }
         Ok((block, verified))
@@ -317,12 +319,36 @@ impl Core {
             })?;
             Ok(NodeValue::new(node, chunk.length as usize))
         };
-        self.blocks.nodes.get(&(*location, chunk.digest), load, abandoned)
+        self.blocks.nodes.get(&(*location, chunk.digest), load)
     }
 
     /// Returns a decoded block.
     pub(super) fn block(&self, location: &BlockLocation) -> Result<Arc<Block>, Error> {
-        self.blocks.blocks.get(location, || self.fetch(location), abandoned)
+        self.blocks.blocks.get(location, || self.fetch(location))
+    }
+
+    /// Loads blocks of a pack, in ascending order of their offsets, as far as they are neither cached nor being loaded. Those near
+    /// each other are read with one request. Calls `loaded` after each. After an error, blocks may be left: readers that need
+    /// them load them themselves.
+    pub(super) fn load_neighbours(&self, blocks: &[BlockLocation], mut loaded: impl FnMut(&BlockLocation)) {
+        let begun: Vec<_> =
+            blocks.iter().filter_map(|block| Some((*block, self.blocks.blocks.begin(block)?))).collect();
+        let missing: Vec<_> = begun.iter().map(|(block, _)| *block).collect();
+        let (mut sealed, mut begun) = (self.buffers.work(), begun.into_iter());
+        for near in missing.chunk_by(|block, next| gap(block, next).is_some()) {
+            let read = self.repository.read_neighbours(near, &mut sealed, &mut |sealed| {
+                if let Some((block, begun)) = begun.next()
+                    && let Ok(decoded) = self.decode(&block, sealed)
+                {
+                    let _ = begun.end(Ok(Arc::new(decoded)));
+                    loaded(&block);
+                }
+            });
+            if read.is_err() {
+                break;
+            }
+        }
+        self.buffers.give_work(sealed);
     }
 
     /// Returns an empty buffer with room for `length` bytes.
@@ -404,6 +430,8 @@ impl Block {
     }
 }
 
-fn abandoned() -> Error {
-    Error::Tree("reading it failed in another thread".into())
+/// The number of bytes between two blocks of a pack, if these are read with one request.
+pub(super) fn gap(block: &BlockLocation, next: &BlockLocation) -> Option<u64> {
+    let end = block.offset.checked_add(block.length.into()).filter(|_| block.pack == next.pack)?;
+    next.offset.checked_sub(end).filter(|gap| *gap <= GAP)
 }

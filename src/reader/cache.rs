@@ -1,7 +1,7 @@
 //! An LRU cache with a limit in bytes.
 //!
 //! Concurrent requests for a missing key load it once and share the result. All of them get the error if the load fails;
-//! errors are not cached. A value larger than the whole cache is returned and not cached.
+//! errors are not cached. If a load is given up, or panics, another one begins. A value larger than the whole cache is returned and not cached.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -32,8 +32,31 @@ struct CacheState<K, V, E> {
 
 /// A load in progress.
 struct Loading<V, E> {
-    result: Mutex<Option<Result<Arc<V>, E>>>,
-    ready: Condvar,
+    end: Mutex<Option<End<V, E>>>,
+    ended: Condvar,
+}
+
+/// How a load ended.
+enum End<V, E> {
+    Result(Result<Arc<V>, E>),
+    GivenUp,
+}
+
+/// What there is of a value.
+enum Claim<'c, K: Hash + Eq + Clone, V: Weigh, E: Clone> {
+    Cached(Arc<V>),
+    /// The caller is to load it.
+    Begun(Begun<'c, K, V, E>),
+    /// Another thread loads it.
+    Loading(Arc<Loading<V, E>>),
+}
+
+/// A load that was begun. If it is dropped without a result, threads that wait for the value load it themselves.
+pub(super) struct Begun<'c, K: Hash + Eq + Clone, V: Weigh, E: Clone> {
+    cache: &'c Cache<K, V, E>,
+    key: K,
+    loading: Arc<Loading<V, E>>,
+    is_ended: bool,
 }
 
 impl<K: Hash + Eq + Clone, V: Weigh, E: Clone> Cache<K, V, E> {
@@ -68,42 +91,41 @@ impl<K: Hash + Eq + Clone, V: Weigh, E: Clone> Cache<K, V, E> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the value of `key`, loading it with `load` if it is not cached. Threads that waited for a load that
-    /// panicked get the error `abandoned`.
-    pub(super) fn get(
-        &self,
-        key: &K,
-        load: impl FnOnce() -> Result<V, E>,
-        abandoned: impl Fn() -> E,
-    ) -> Result<Arc<V>, E> {
-        let loading = {
-            let mut state = self.state();
-            if let Some(value) = state.entries.get(key) {
-                return Ok(value.clone());
-            }
-            match state.loading.get(key) {
-                Some(loading) => Err(loading.clone()),
-                None => {
-                    let loading = Arc::new(Loading { result: Mutex::new(None), ready: Condvar::new() });
-                    state.loading.insert(key.clone(), loading.clone());
-                    Ok(loading)
+    /// Returns the value of `key`, loading it with `load` if it is not cached.
+    pub(super) fn get(&self, key: &K, load: impl FnOnce() -> Result<V, E>) -> Result<Arc<V>, E> {
+        let begun = loop {
+            match self.claim(key) {
+                Claim::Cached(value) => return Ok(value),
+                Claim::Begun(begun) => break begun,
+                Claim::Loading(loading) => {
+                    if let Some(result) = loading.wait() {
+                        return result;
+                    }
                 }
             }
         };
-        match loading {
-            Ok(mine) => {
-                // Wakes the waiting threads even if `load` panics.
-                let finish = Finish { cache: self, key, loading: mine, abandoned: abandoned() };
-                let result = load().map(Arc::new);
-                finish.with(result)
-            }
-            Err(theirs) => {
-                let result = theirs.result.lock().unwrap_or_else(PoisonError::into_inner);
-                let waited = theirs.ready.wait_while(result, |result| result.is_none());
-                let result = waited.unwrap_or_else(PoisonError::into_inner);
-                result.clone().unwrap_or_else(|| Err(abandoned()))
-            }
+        begun.end(load().map(Arc::new))
+    }
+
+    /// Begins to load the value of `key`; `None` if it is cached or being loaded.
+    pub(super) fn begin(&self, key: &K) -> Option<Begun<'_, K, V, E>> {
+        match self.claim(key) {
+            Claim::Begun(begun) => Some(begun),
+            Claim::Cached(_) | Claim::Loading(_) => None,
         }
+    }
+
+    fn claim(&self, key: &K) -> Claim<'_, K, V, E> {
+        let mut state = self.state();
+        if let Some(value) = state.entries.get(key) {
+            return Claim::Cached(value.clone());
+        }
+        if let Some(loading) = state.loading.get(key) {
+            return Claim::Loading(loading.clone());
+        }
+        let loading = Arc::new(Loading { end: Mutex::new(None), ended: Condvar::new() });
+        state.loading.insert(key.clone(), loading.clone());
+        Claim::Begun(Begun { cache: self, key: key.clone(), loading, is_ended: false })
     }
 
     /// Whether the cached value of `key` is this one.
@@ -120,27 +142,25 @@ impl<K: Hash + Eq + Clone, V: Weigh, E: Clone> Cache<K, V, E> {
         }
     }
 
-    fn finish(&self, key: &K, loading: &Loading<V, E>, result: &Result<Arc<V>, E>) {
+    /// Caches the value of a load that ended, if it has one.
+    fn finish(&self, key: &K, value: Option<&Arc<V>>) {
         let mut state = self.state();
         state.loading.remove(key);
-        if let Ok(value) = result {
-            let weight = value.weight() + OVERHEAD;
-            if weight <= self.limit {
-                state.bytes += weight;
-                if let Some((_, old)) = state.entries.push(key.clone(), value.clone()) {
-                    state.bytes -= old.weight() + OVERHEAD;
-                }
-                while state.bytes > self.limit {
-                    match state.entries.pop_lru() {
-                        Some((_, old)) => state.bytes -= old.weight() + OVERHEAD,
-                        None => break,
-                    }
-                }
+        let Some(value) = value else { return };
+        let weight = value.weight() + OVERHEAD;
+        if weight > self.limit {
+            return;
+        }
+        state.bytes += weight;
+        if let Some((_, old)) = state.entries.push(key.clone(), value.clone()) {
+            state.bytes -= old.weight() + OVERHEAD;
+        }
+        while state.bytes > self.limit {
+            match state.entries.pop_lru() {
+                Some((_, old)) => state.bytes -= old.weight() + OVERHEAD,
+                None => break,
             }
         }
-        drop(state);
-        *loading.result.lock().unwrap_or_else(PoisonError::into_inner) = Some(result.clone());
-        loading.ready.notify_all();
     }
 
     #[cfg(test)]
@@ -149,26 +169,38 @@ impl<K: Hash + Eq + Clone, V: Weigh, E: Clone> Cache<K, V, E> {
     }
 }
 
-/// Publishes the result of a load, or on drop the error `abandoned` if the load panicked.
-struct Finish<'c, K: Hash + Eq + Clone, V: Weigh, E: Clone> {
-    cache: &'c Cache<K, V, E>,
-    key: &'c K,
-    loading: Arc<Loading<V, E>>,
-    abandoned: E,
+impl<V, E: Clone> Loading<V, E> {
+    /// Waits for the result; `None` if the load was given up.
+    fn wait(&self) -> Option<Result<Arc<V>, E>> {
+        let end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
+        let end = self.ended.wait_while(end, |end| end.is_none()).unwrap_or_else(PoisonError::into_inner);
+        match &*end {
+            Some(End::Result(result)) => Some(result.clone()),
+            Some(End::GivenUp) | None => None,
+        }
+    }
+
+    fn end(&self, end: End<V, E>) {
+        *self.end.lock().unwrap_or_else(PoisonError::into_inner) = Some(end);
+        self.ended.notify_all();
+    }
 }
 
-impl<K: Hash + Eq + Clone, V: Weigh, E: Clone> Finish<'_, K, V, E> {
-    fn with(self, result: Result<Arc<V>, E>) -> Result<Arc<V>, E> {
-        self.cache.finish(self.key, &self.loading, &result);
+impl<K: Hash + Eq + Clone, V: Weigh, E: Clone> Begun<'_, K, V, E> {
+    /// Ends the load. All threads that wait get the result.
+    pub(super) fn end(mut self, result: Result<Arc<V>, E>) -> Result<Arc<V>, E> {
+        self.cache.finish(&self.key, result.as_ref().ok());
+        self.loading.end(End::Result(result.clone()));
+        self.is_ended = true;
         result
     }
 }
 
-impl<K: Hash + Eq + Clone, V: Weigh, E: Clone> Drop for Finish<'_, K, V, E> {
+impl<K: Hash + Eq + Clone, V: Weigh, E: Clone> Drop for Begun<'_, K, V, E> {
     fn drop(&mut self) {
-        let done = self.loading.result.lock().unwrap_or_else(PoisonError::into_inner).is_some();
-        if !done {
-            self.cache.finish(self.key, &self.loading, &Err(self.abandoned.clone()));
+        if !self.is_ended {
+            self.cache.finish(&self.key, None);
+            self.loading.end(End::GivenUp);
         }
     }
 }
@@ -188,7 +220,7 @@ mod tests {
     type ByteCache = Cache<u32, Vec<u8>, &'static str>;
 
     fn get(cache: &ByteCache, key: u32, length: usize) -> Arc<Vec<u8>> {
-        cache.get(&key, || Ok(vec![0; length]), || "abandoned").unwrap()
+        cache.get(&key, || Ok(vec![0; length])).unwrap()
     }
 
     #[test]
@@ -202,14 +234,10 @@ mod tests {
         let loads = AtomicUsize::new(0);
         let probe = |key| {
             cache
-                .get(
-                    &key,
-                    || {
-                        loads.fetch_add(1, Ordering::Relaxed);
-                        Ok(vec![])
-                    },
-                    || "abandoned",
-                )
+                .get(&key, || {
+                    loads.fetch_add(1, Ordering::Relaxed);
+                    Ok(vec![])
+                })
                 .unwrap()
         };
         assert_eq!((probe(0).len(), probe(9).len()), (100, 100));
@@ -251,12 +279,28 @@ mod tests {
                         Ok(vec![7])
                     };
                     asked.fetch_add(1, Ordering::Relaxed);
-                    assert_eq!(*cache.get(&1, load, || "abandoned").unwrap(), [7]);
+                    assert_eq!(*cache.get(&1, load).unwrap(), [7]);
                 });
             }
         });
         assert_eq!(loads.load(Ordering::Relaxed), 1);
-        assert_eq!(cache.get(&2, || Err("no"), || "abandoned"), Err("no"));
+        assert_eq!(cache.get(&2, || Err("no")), Err("no"));
         assert_eq!(get(&cache, 2, 5).len(), 5);
+    }
+    #[test]
+    fn a_load_that_is_given_up_or_panics_is_made_by_a_thread_that_waits() {
+        let cache = ByteCache::new(10_000);
+        let begun = cache.begin(&1).unwrap();
+        assert!(cache.has(&1) && cache.begin(&1).is_none());
+        std::thread::scope(|threads| {
+            let waiting = threads.spawn(|| get(&cache, 1, 7));
+            drop(begun);
+            assert_eq!(waiting.join().unwrap().len(), 7);
+            let panicked = threads.spawn(|| cache.get(&2, || panic!("a test"))).join();
+            assert!(panicked.is_err() && !cache.has(&2));
+        });
+        let begun = cache.begin(&3).unwrap();
+        assert_eq!(begun.end(Err("no")), Err("no"));
+        assert_eq!(get(&cache, 3, 5).len(), 5);
     }
 }

@@ -176,11 +176,23 @@ impl FileReader {
         if self.size < reach.whole_files_from { 0 } else { reach.file }
     }
 
-    /// Requests a block with chunks, the last of which ends at `end` in the file. The request expires when the file has been
-    /// read up to there.
-    pub(super) fn request(&self, ChunksOfBlock { block, chunks, end }: ChunksOfBlock) {
-        let until = Until::Passed(self.read_to.clone(), end);
-        self.threads.send(&self.core, PrefetchRequest { block, chunks, until });
+    /// Whether a block is cached or being read.
+    pub(super) fn has_block(&self, block: &BlockLocation) -> bool {
+        self.core.has_block(block)
+    }
+
+    /// How many bytes to request together.
+    pub(super) fn joined(&self) -> usize {
+        self.threads.reach.joined
+    }
+
+    /// Requests blocks. The request for a block expires when the file has been read up to the end of its chunks.
+    pub(super) fn request(&self, blocks: Vec<ChunksOfBlock>) {
+        let request = |ChunksOfBlock { block, chunks, end }| {
+            let until = Until::Passed(self.read_to.clone(), end);
+            PrefetchRequest { block, chunks, until }
+        };
+        self.threads.send(&self.core, blocks.into_iter().map(request).collect());
     }
 
     /// Records that the chunk that covers `within` was read up to `at`. Demotes the blocks of finished chunks more than
@@ -211,10 +223,9 @@ impl FileReader {
             if let (0, Content::Chunk(chunk)) = (offset, self.entry_content()) {
                 self.core.note_content_read();
                 let most = self.threads.reach.next_files.min(self.core.room_for_blocks());
-                for block in self.home.next_blocks(chunk, most) {
-                    self.threads
-                        .send(&self.core, PrefetchRequest { block: *block, chunks: Vec::new(), until: Until::Open });
-                }
+                let request = |block: &_| PrefetchRequest { block: *block, chunks: Vec::new(), until: Until::Open };
+                let requests = self.home.next_blocks(chunk, most).iter().map(request).collect();
+                self.threads.send(&self.core, requests);
             }
             return Ok(());
         }
@@ -226,7 +237,7 @@ impl FileReader {
             (until, sequence.end, sequence.ahead)
         };
         let Some(until) = until else { return Ok(()) };
-        let (mut blocks, mut last, mut new) = (0, None, None);
+        let (mut blocks, mut last, mut new) = (0, None, Vec::new());
         for _ in 0..LOOKED_AHEAD {
             if at >= until.min(self.size) {
                 break;
@@ -242,18 +253,13 @@ impl FileReader {
                     blocks += 1;
                     last = Some(block);
                 }
-                if begins >= ahead
-                    && self.sequence().advance(begins, end)
-                    && let Some(full) = ChunksOfBlock::add(&mut new, block, chunk, end)
-                {
-                    self.request(full);
+                if begins >= ahead && self.sequence().advance(begins, end) {
+                    ChunksOfBlock::add(&mut new, block, chunk, end);
                 }
             }
             at = end;
         }
-        if let Some(last) = new {
-            self.request(last);
-        }
+        self.request(new);
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use crate::format::{BLOCK_SIZE, BlockLocation, ChunkRef};
 /// Maximum number of extents to look ahead for blocks to prefetch.
 pub(super) const LOOKED_AHEAD: usize = 128;
 
-/// Chunks in one block that follow each other in a file, up to an offset.
+/// Chunks in one block that are near each other in a file, up to an offset.
 pub(super) struct ChunksOfBlock {
     pub(super) block: BlockLocation,
     pub(super) chunks: Vec<ChunkRef>,
@@ -20,21 +20,25 @@ pub(super) struct ChunksOfBlock {
 }
 
 impl ChunksOfBlock {
-    /// Adds a chunk to those in `open`. If it is in another block, it begins new ones, and the others are returned.
-    pub(super) fn add(open: &mut Option<Self>, block: BlockLocation, chunk: ChunkRef, end: u64) -> Option<Self> {
-        match open {
-            Some(same) if same.block == block => {
+    /// Adds a chunk, which comes after those in `blocks`.
+    pub(super) fn add(blocks: &mut Vec<Self>, block: BlockLocation, chunk: ChunkRef, end: u64) {
+        match blocks.iter_mut().find(|same| same.block == block) {
+            Some(same) => {
                 same.chunks.push(chunk);
                 same.end = end;
-                None
             }
-            other => other.replace(ChunksOfBlock { block, chunks: vec![chunk], end }),
+            None => blocks.push(ChunksOfBlock { block, chunks: vec![chunk], end }),
         }
+    }
+
+    /// The stored bytes of these blocks.
+    pub(super) fn stored(blocks: &[Self]) -> usize {
+        blocks.iter().map(|one| one.block.length as usize).sum()
     }
 }
 
 /// The extents of a file in order, some of them ahead of the one that is read. Requests their blocks, each once and with all
-/// chunks in it, as far as the cache has room.
+/// chunks in it, as far as the cache has room. Neighbours are requested together.
 pub(super) struct LookAhead<'f> {
     file: &'f FileReader,
     reading: WholeFile<'f>,
@@ -49,6 +53,10 @@ pub(super) struct LookAhead<'f> {
     /// The memory for the blocks of the waiting extents.
     bytes: usize,
     last: Option<LastBlock>,
+    /// Blocks to request with the ones after them.
+    held: Vec<ChunksOfBlock>,
+    /// The memory for them.
+    held_bytes: usize,
 }
 
 /// An extent that is not read yet.
@@ -73,8 +81,19 @@ struct LastBlock {
 impl<'f> LookAhead<'f> {
     pub(super) fn new(file: &'f FileReader) -> Self {
         let (reading, most) = (file.begin_whole(), file.most_ahead());
-        let (waiting, last) = (VecDeque::new(), None);
-        LookAhead { file, reading, most, at: 0, leaf: None, waiting, blocks: 0, bytes: 0, last }
+        LookAhead {
+            file,
+            reading,
+            most,
+            at: 0,
+            leaf: None,
+            waiting: VecDeque::new(),
+            blocks: 0,
+            bytes: 0,
+            last: None,
+            held: Vec::new(),
+            held_bytes: 0,
+        }
     }
 
     /// The size of the next extent, and the extent.
@@ -87,7 +106,6 @@ impl<'f> LookAhead<'f> {
     }
 
     fn look(&mut self) -> Result<(), Error> {
-        let mut new = None;
         while self.at < self.file.size() && self.waiting.len() < LOOKED_AHEAD {
             let (begins, covers, extent) = self.file.extent_at(self.at, &mut self.leaf)?;
             let end = begins + covers;
@@ -100,11 +118,16 @@ impl<'f> LookAhead<'f> {
                 if is_first && !self.has_room(bytes) {
                     break;
                 }
-                // A block that is needed at once is not requested.
-                let is_requested = same.map_or(self.most > 0 && !self.waiting.is_empty(), |same| same.is_requested);
+                // A block that is needed at once, or was read for another part of the file, is not requested.
+                let is_missing = || self.most > 0 && !self.waiting.is_empty() && !self.file.has_block(block);
+                let is_requested = same.map_or_else(is_missing, |same| same.is_requested);
                 self.last = Some(LastBlock { block: *block, bytes: room, is_requested });
-                if is_requested && let Some(full) = ChunksOfBlock::add(&mut new, *block, *chunk, end) {
-                    self.file.request(full);
+                if is_requested {
+                    if is_first && ChunksOfBlock::stored(&self.held) + block.length as usize > self.joined() {
+                        self.request();
+                    }
+                    ChunksOfBlock::add(&mut self.held, *block, *chunk, end);
+                    self.held_bytes += bytes;
                 }
             }
             self.blocks += usize::from(is_first);
@@ -112,10 +135,30 @@ impl<'f> LookAhead<'f> {
             self.waiting.push_back(WaitingExtent { covers, extent, is_first, bytes });
             self.at = end;
         }
-        if let Some(last) = new {
-            self.file.request(last);
+        if self.at >= self.file.size() || self.is_urgent() {
+            self.request();
         }
         Ok(())
+    }
+
+    fn request(&mut self) {
+        if !self.held.is_empty() {
+            self.file.request(std::mem::take(&mut self.held));
+            self.held_bytes = 0;
+        }
+    }
+
+    /// How many bytes to request together: at most a third of the room, so that some are on their way while others are read. 0
+    /// if that is less than a block.
+    fn joined(&self) -> usize {
+        let joined = self.file.joined().min(self.reading.room() / 3);
+        if joined < BLOCK_SIZE { 0 } else { joined }
+    }
+
+    /// Whether few bytes are on their way or waiting to be read, except for those that are held.
+    fn is_urgent(&self) -> bool {
+        let joined = self.joined();
+        joined == 0 || self.bytes.saturating_sub(self.held_bytes) <= joined
     }
 
     /// Whether one more block of this size may be requested.

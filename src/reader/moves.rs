@@ -82,7 +82,7 @@ impl Moves {
                 self.shards.remove(&prefix, known);
             }
             let load = || load(repository, access, prefix, known.as_deref());
-            let shard = self.shards.get(&prefix, load, abandoned)?;
+            let shard = self.shards.get(&prefix, load)?;
             if known.is_some_and(|known| shard.is_same(&known)) {
                 break;
             }
@@ -140,8 +140,4 @@ fn load(repository: &Repository, access: &Access, prefix: u8, known: Option<&Sha
         }
     }
     Ok(Shard { newest: newest.map(Arc::new), listed, at, is_final })
-}
-
-fn abandoned() -> Error {
-    Error::Tree("reading the moves of blocks failed in another thread".into())
 }

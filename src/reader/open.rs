@@ -29,7 +29,8 @@ pub struct Reader {
 impl Reader {
     /// Creates a reader whose caches hold at most `cache_size` bytes.
     pub fn new(repository: Repository, access: Access, cache_size: usize) -> Self {
-        let reach = if repository.target().local_path().is_some() { Reach::local() } else { Reach::remote() };
+        let target = repository.target().capabilities();
+        let reach = if target.directory.is_some() { Reach::local() } else { Reach::remote(target.joined) };
         let core = Arc::new(Core::new(repository, access, cache_size));
         Reader { core, prefetch: Arc::new(Prefetch::new(reach)), tombstones: Tombstones::default() }
     }

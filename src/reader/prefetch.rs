@@ -9,8 +9,8 @@ use std::thread;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use super::blocks::Core;
-use crate::format::{BlockLocation, ChunkRef};
+use super::blocks::{Core, gap};
+use crate::format::{BlockLocation, ChunkRef, PackId};
 
 /// Minimum size of files that are prefetched from the start, and whose ciphertext leaves the page cache after reading.
 pub(super) const LARGE: u64 = 4 << 20;
@@ -28,6 +28,9 @@ pub(super) struct PrefetchRequest {
     pub(super) chunks: Vec<ChunkRef>,
     pub(super) until: Until,
 }
+
+/// Blocks of a pack, in ascending order of their offsets, to be read with one request.
+type Neighbours = Vec<PrefetchRequest>;
 
 /// When a request expires.
 pub(super) enum Until {
@@ -50,6 +53,8 @@ impl Until {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Reach {
     threads: usize,
+    /// How many bytes to read with one request, so that requests take little of the time.
+    pub(super) joined: usize,
     /// Blocks of a file with several extents.
     pub(super) file: usize,
     /// Minimum size, in bytes, of files whose blocks are prefetched if all of the file is read.
@@ -64,7 +69,7 @@ pub(super) struct Reach {
 
 /// The prefetch threads, started with the first request.
 pub(super) struct Prefetch {
-    queue: OnceLock<Sender<PrefetchRequest>>,
+    queue: OnceLock<Sender<Neighbours>>,
     pub(super) reach: Reach,
 }
 
@@ -74,6 +79,7 @@ impl Reach {
         let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
         Reach {
             threads,
+            joined: 0,
             file: 4,
             whole_files_from: LARGE,
             next_files: 1,
@@ -83,10 +89,11 @@ impl Reach {
         }
     }
 
-    /// For a repository on a server: each read takes a round trip.
-    pub(super) fn remote() -> Reach {
+    /// For a repository on a server: each read takes a round trip, unless it is joined with others, up to so many bytes.
+    pub(super) fn remote(joined: usize) -> Reach {
         Reach {
             threads: REMOTE_THREADS,
+            joined,
             file: 16,
             whole_files_from: 0,
             next_files: 8,
@@ -106,19 +113,47 @@ impl Prefetch {
         self.reach.threads
     }
 
-    /// Queues a request unless the block is cached or the queue is full. Errors are dropped: the read that needs the block
-    /// reports them.
-    pub(super) fn send(&self, core: &Arc<Core>, request: PrefetchRequest) {
-        if !core.has_block(&request.block) {
-            let queue = self.queue.get_or_init(|| start(core, self.reach.threads));
-            let _ = queue.try_send(request);
+    /// Queues requests, except for blocks that are cached, as far as the queue has room. Neighbours are joined. Errors are
+    /// dropped: the read that needs a block reports them.
+    pub(super) fn send(&self, core: &Arc<Core>, mut requests: Vec<PrefetchRequest>) {
+        requests.retain(|request| !core.has_block(&request.block));
+        if requests.is_empty() {
+            return;
+        }
+        let queue = self.queue.get_or_init(|| start(core, self.reach.threads));
+        for neighbours in joined(requests, self.reach.joined) {
+            let _ = queue.try_send(neighbours);
         }
     }
 }
 
+/// Joins requests for blocks that are near each other in a pack, up to `most` bytes. Packs stay in the order of their first
+/// requests.
+fn joined(mut requests: Vec<PrefetchRequest>, most: usize) -> Vec<Neighbours> {
+    let packs: Vec<_> = requests.iter().map(|request| request.block.pack).collect();
+    let first = |pack: PackId| packs.iter().position(|other| *other == pack);
+    requests.sort_by_cached_key(|request| (first(request.block.pack), request.block.offset));
+    let (mut runs, mut bytes): (Vec<Neighbours>, u64) = (Vec::new(), 0);
+    for request in requests {
+        let length = u64::from(request.block.length);
+        let last = runs.last_mut().and_then(|run| gap(&run.last()?.block, &request.block).map(|gap| (run, gap)));
+        match last {
+            Some((run, gap)) if bytes + gap + length <= most as u64 => {
+                bytes += gap + length;
+                run.push(request);
+            }
+            _ => {
+                bytes = length;
+                runs.push(vec![request]);
+            }
+        }
+    }
+    runs
+}
+
 /// Starts the threads. They exit once the sender is dropped.
-fn start(core: &Arc<Core>, threads: usize) -> Sender<PrefetchRequest> {
-    let (sender, requests) = bounded::<PrefetchRequest>(MAX_QUEUED);
+fn start(core: &Arc<Core>, threads: usize) -> Sender<Neighbours> {
+    let (sender, requests) = bounded(MAX_QUEUED);
     for _ in 0..threads {
         let (core, requests) = (Arc::clone(core), requests.clone());
         // If no thread can be started, reads are only slower.
@@ -127,13 +162,56 @@ fn start(core: &Arc<Core>, threads: usize) -> Sender<PrefetchRequest> {
     sender
 }
 
-fn decode_queued(core: &Core, requests: &Receiver<PrefetchRequest>) {
-    for PrefetchRequest { block, chunks, until } in requests {
-        match chunks.as_slice() {
-            // The reader has passed the chunks; their block may already have left the cache.
-            _ if until.is_over() => {}
-            [] => drop(core.block(&block)),
-            chunks => drop(chunks.iter().try_for_each(|chunk| core.verify(&block, chunk))),
+fn decode_queued(core: &Core, queue: &Receiver<Neighbours>) {
+    for mut requests in queue {
+        // The reader has passed the chunks; their block may already have left the cache.
+        requests.retain(|request| !request.until.is_over());
+        if requests.len() > 1 {
+            let blocks: Vec<_> = requests.iter().map(|request| request.block).collect();
+            core.load_neighbours(&blocks, |loaded| {
+                if let Some(at) = requests.iter().position(|request| request.block == *loaded) {
+                    requests.remove(at).verify(core);
+                }
+            });
         }
+        // Neighbours that could not be read together are read one by one.
+        requests.iter().filter(|request| !request.until.is_over()).for_each(|request| request.verify(core));
+    }
+}
+
+impl PrefetchRequest {
+    /// Verifies the chunks, or decodes the block if there are none.
+    fn verify(&self, core: &Core) {
+        match self.chunks.as_slice() {
+            [] => drop(core.block(&self.block)),
+            chunks => drop(chunks.iter().try_for_each(|chunk| core.verify(&self.block, chunk))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_in_a_pack_are_joined_up_to_a_number_of_bytes() {
+        let [one, other] = [PackId::random(), PackId::random()];
+        let runs = |blocks: &[(PackId, u64, u32)], most| {
+            let request = |(pack, offset, length): &(PackId, u64, u32)| PrefetchRequest {
+                block: BlockLocation { pack: *pack, offset: *offset, length: *length },
+                chunks: Vec::new(),
+                until: Until::Open,
+            };
+            let runs = joined(blocks.iter().map(request).collect(), most);
+            let offsets = |run: &Neighbours| run.iter().map(|one| one.block.offset).collect::<Vec<_>>();
+            runs.iter().map(offsets).collect::<Vec<_>>()
+        };
+        let far = 1 << 20;
+        let blocks = [(one, 30, 10), (one, 10, 20), (other, 40, 5), (one, 45, 10), (one, far, 1), (other, 0, 40)];
+        assert_eq!(runs(&blocks, 100), [vec![10, 30, 45], vec![far], vec![0, 40]]);
+        assert_eq!(runs(&blocks, 44), [vec![10, 30], vec![45], vec![far], vec![0], vec![40]]);
+        assert_eq!(runs(&blocks, 0), [[10], [30], [45], [far], [0], [40]]);
+        assert_eq!(runs(&[(one, u64::MAX, 7), (one, 6, 1)], 100), [[6], [u64::MAX]]);
+        assert!(runs(&[], 100).is_empty());
     }
 }

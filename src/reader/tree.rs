@@ -334,9 +334,9 @@ impl Reader {
     fn prefetch_blocks(&self, blocks: impl Iterator<Item = BlockLocation>, most: usize) {
         let most = most.min(self.core.room_for_blocks());
         let mut last = None;
-        for block in blocks.filter(|block| last.replace(*block) != Some(*block)).take(most) {
-            self.prefetch.send(&self.core, PrefetchRequest { block, chunks: Vec::new(), until: Until::Open });
-        }
+        let blocks = blocks.filter(|block| last.replace(*block) != Some(*block)).take(most);
+        let request = |block| PrefetchRequest { block, chunks: Vec::new(), until: Until::Open };
+        self.prefetch.send(&self.core, blocks.map(request).collect());
     }
 
     /// Whether the top node of a directory can be read and has as many entries below it as the parent claims.

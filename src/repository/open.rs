@@ -9,7 +9,7 @@ use super::readme::{self, ReadmeKeys};
 use crate::format::id::RepositoryId;
 use crate::format::name::GenerationName;
 use crate::format::{SEALED_SIZE, name};
-use crate::storage::{Ahead, DiskCache, ErrorKind, Location, ObjectInfo, Storage, Target};
+use crate::storage::{Ahead, DiskCache, ErrorKind, Location, ObjectInfo, Parts, Storage, Target};
 
 /// An open repository.
 #[derive(Debug)]
@@ -148,6 +148,36 @@ impl Repository {
         let length = block.length as usize;
         debug_assert!(length <= SEALED_SIZE);
         Ok(self.target.read(&name::pack(block.pack), block.offset, length, bytes)?)
+    }
+
+    /// Reads blocks of a pack, in ascending order of their offsets, and what is between them, if possible with one request. Calls
+    /// `take` with the stored bytes of each block, in this buffer. After an error, some may have been taken.
+    pub fn read_neighbours(
+        &self,
+        blocks: &[crate::format::BlockLocation],
+        bytes: &mut Vec<u8>,
+        take: &mut dyn FnMut(&[u8]),
+    ) -> Result<(), Error> {
+        let Some(first) = blocks.first() else { return Ok(()) };
+        let (mut lengths, mut are_blocks, mut end) = (Vec::new(), Vec::new(), first.offset);
+        for block in blocks {
+            let between = usize::try_from(block.offset.saturating_sub(end)).unwrap_or(usize::MAX);
+            if between > 0 {
+                lengths.push(between);
+                are_blocks.push(false);
+            }
+            lengths.push(block.length as usize);
+            are_blocks.push(true);
+            end = block.offset.saturating_add(block.length.into());
+        }
+        let mut are_blocks = are_blocks.into_iter();
+        let mut take_blocks = |bytes: &[u8]| {
+            if are_blocks.next() == Some(true) {
+                take(bytes);
+            }
+        };
+        let parts = Parts { offset: first.offset, lengths: &lengths, bytes, take: &mut take_blocks };
+        Ok(self.target.read_parts(&name::pack(first.pack), parts)?)
     }
 
     /// Drops the copy of a block in a cache on disk, because it turned out to be wrong. Returns whether there was one.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::error::Error;
+use super::parts::Parts;
 use super::removal::one_by_one;
 use super::spool::Spool;
 
@@ -48,6 +49,9 @@ pub struct Capabilities {
     pub lanes: usize,
     /// How many objects to remove with one call of [`Storage::remove_all`]; more gain nothing.
     pub removals: usize,
+    /// How many bytes to read with one call of [`Storage::read_parts`], so that requests take little of the time; 0 if one
+    /// request for several parts gains nothing.
+    pub joined: usize,
     /// How long a listing may lack a new object or show a removed one.
     pub lag: Duration,
     /// Messages about missing guarantees, to print after the location. Complete only after an object was stored.
@@ -56,7 +60,14 @@ pub struct Capabilities {
 
 impl Default for Capabilities {
     fn default() -> Self {
-        Capabilities { directory: None, lanes: 1, removals: REMOVALS, lag: Duration::ZERO, shortcomings: Vec::new() }
+        Capabilities {
+            directory: None,
+            lanes: 1,
+            removals: REMOVALS,
+            joined: 0,
+            lag: Duration::ZERO,
+            shortcomings: Vec::new(),
+        }
     }
 }
 
@@ -80,6 +91,11 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// Replaces the content of `bytes` with `length` bytes of the object from `offset` on. A shorter object is
     /// [`Truncated`](super::ErrorKind::Truncated).
     fn read(&self, name: &str, offset: u64, length: usize, bytes: &mut Vec<u8>) -> Result<(), Error>;
+
+    /// Reads parts of an object, if possible with one request. After an error, some parts may have been taken.
+    fn read_parts(&self, name: &str, parts: Parts<'_>) -> Result<(), Error> {
+        parts.one_by_one(|offset, length, bytes| self.read(name, offset, length, bytes))
+    }
 
     /// Reads a whole object of at most `limit` bytes. A larger one is [`TooLarge`](super::ErrorKind::TooLarge).
     fn get(&self, name: &str, limit: usize) -> Result<Vec<u8>, Error> {

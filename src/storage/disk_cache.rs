@@ -23,6 +23,7 @@ use uuid::Uuid;
 
 use super::contract::{Capabilities, Ended, ObjectInfo, Stamp, Storage};
 use super::error::Error;
+use super::parts::Parts;
 use super::spool::Spool;
 use crate::sys::owner::{create_folders, create_private, open_private};
 
@@ -144,6 +145,37 @@ impl Storage for DiskCache {
         self.inner.read(name, offset, length, bytes)?;
         if self.fills {
             self.add(&folder, &range, bytes);
+        }
+        Ok(())
+    }
+
+    /// Parts that are not cached and follow each other are read with one request.
+    fn read_parts(&self, name: &str, parts: Parts<'_>) -> Result<(), Error> {
+        let Some(folder) = self.folder(name) else { return self.inner.read_parts(name, parts) };
+        let Parts { mut offset, lengths: mut left, bytes, take } = parts;
+        while let Some((first, others)) = left.split_first() {
+            if find(&folder, &range_name(offset, *first), *first, bytes) {
+                take(bytes);
+                (offset, left) = (offset.saturating_add(*first as u64), others);
+                continue;
+            }
+            let mut next = offset.saturating_add(*first as u64);
+            let is_missing = |length: &&usize| {
+                let is_missing = !folder.join(range_name(next, **length)).exists();
+                next = next.saturating_add(**length as u64);
+                is_missing
+            };
+            let (missing, others) = left.split_at(1 + others.iter().take_while(is_missing).count());
+            let begin = offset;
+            let mut add = |part: &[u8]| {
+                if self.fills {
+                    self.add(&folder, &range_name(offset, part.len()), part);
+                }
+                offset = offset.saturating_add(part.len() as u64);
+                take(part);
+            };
+            self.inner.read_parts(name, Parts { offset: begin, lengths: missing, bytes, take: &mut add })?;
+            left = others;
         }
         Ok(())
     }
@@ -314,6 +346,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
+    use crate::storage::ErrorKind;
     use crate::storage::testing::{Memory, Recording, Records};
 
     const PACKS: [&str; 3] = ["packs/ab/abcd", "packs/ab/abef", "packs/cd/cdef"];
@@ -363,6 +396,37 @@ mod tests {
         let mut bytes = vec![1; 3];
         cache.read(name, offset as u64, length, &mut bytes).unwrap();
         assert!(bytes == content(name)[offset..offset + length]);
+    }
+
+    #[test]
+    fn parts_that_are_not_cached_are_read_together_and_cached_one_by_one() {
+        let cached = Cached::new();
+        let (cache, records) = cached.open(1 << 20, true);
+        let read = |name: &str, lengths: &[usize]| {
+            let (mut taken, mut bytes) = (Vec::new(), Vec::new());
+            let mut take = |part: &[u8]| taken.push(part.to_vec());
+            let parts = Parts { offset: 100, lengths, bytes: &mut bytes, take: &mut take };
+            let result = cache.read_parts(name, parts).map_err(|error| error.kind);
+            let mut at = 100;
+            for part in &taken {
+                assert!(*part == content(name)[at..at + part.len()]);
+                at += part.len();
+            }
+            let read: Vec<_> = records.take().iter().map(|record| record.bytes).collect();
+            (taken.iter().map(Vec::len).collect::<Vec<_>>(), read, result)
+        };
+        assert_reads(&cache, PACKS[0], 130, 40);
+        records.take();
+        let lengths = [10, 20, 40, 50, 60];
+        assert_eq!(read(PACKS[0], &lengths), (lengths.into(), vec![30, 110], Ok(())));
+        assert_eq!(read(PACKS[0], &lengths), (lengths.into(), vec![], Ok(())));
+        assert_reads(&cache, PACKS[0], 170, 50);
+        assert_eq!(records.take().len(), 0);
+        assert_eq!(read(INDEX, &[10, 20]), (vec![10, 20], vec![30], Ok(())));
+        // What was read before an error is cached.
+        let (taken, _, result) = read(PACKS[1], &[800, 200]);
+        assert_eq!((taken, result), (vec![800], Err(ErrorKind::Truncated)));
+        assert_eq!(read(PACKS[1], &[800]), (vec![800], vec![], Ok(())));
     }
 
     #[test]

@@ -19,7 +19,8 @@ use ureq::unversioned::resolver::DefaultResolver;
 use ureq::{Agent, Body, BodyReader, Proxy, SendBody};
 
 use super::error::ErrorKind;
-use super::remote::Remote;
+use super::parts::Parts;
+use super::remote::{FEW, Remote};
 use super::socket::{ServerConnector, SocketConnector};
 
 /// How long to wait for a connection at most. [`Remote::stall`] may be shorter.
@@ -67,7 +68,7 @@ struct Turn<'c>(&'c Client);
 
 impl Client {
     /// Connects to nothing yet. The error is about the file with certificates.
-    pub(super) fn new(remote: &Remote) -> Result<Self, Lost> {
+    pub(super) fn new(remote: &Remote, connections: NonZeroUsize) -> Result<Self, Lost> {
         let roots = match &remote.ca {
             None => RootCerts::PlatformVerifier,
             Some(file) => {
@@ -89,22 +90,23 @@ impl Client {
             }
         };
         let tls = TlsConfig::builder().provider(TlsProvider::NativeTls).root_certs(roots).build();
-        let config = settings(remote).tls_config(tls).build();
+        let config = settings(remote, connections).tls_config(tls).build();
         let connector = ServerConnector::new(&remote.interrupt);
-        Ok(Client::with_agent(Agent::with_parts(config, connector, DefaultResolver::default()), remote))
+        let agent = Agent::with_parts(config, connector, DefaultResolver::default());
+        Ok(Client::with_agent(agent, remote, connections))
     }
 
     /// Connects to a program on this machine through a socket.
     pub(super) fn on_socket(socket: PathBuf, remote: &Remote) -> Self {
-        let config = settings(remote).proxy(None).build();
+        let connections = remote.connections(FEW);
+        let config = settings(remote, connections).proxy(None).build();
         let connector = SocketConnector { path: socket, interrupt: remote.interrupt.clone() };
         let resolver = DefaultResolver::default();
-        Client::with_agent(Agent::with_parts(config, connector, resolver), remote)
+        Client::with_agent(Agent::with_parts(config, connector, resolver), remote, connections)
     }
 
-    fn with_agent(agent: Agent, remote: &Remote) -> Self {
-        let (most, stall) = (remote.connections, remote.stall);
-        Client { agent, most, stall, busy: Mutex::default(), freed: Condvar::new() }
+    fn with_agent(agent: Agent, remote: &Remote, most: NonZeroUsize) -> Self {
+        Client { agent, most, stall: remote.stall, busy: Mutex::default(), freed: Condvar::new() }
     }
 
     /// The maximum number of connections.
@@ -195,7 +197,7 @@ fn lost_handshake(said: &str) -> Lost {
 }
 
 /// The settings of all connections.
-fn settings(remote: &Remote) -> ConfigBuilder<AgentScope> {
+fn settings(remote: &Remote, connections: NonZeroUsize) -> ConfigBuilder<AgentScope> {
     Agent::config_builder()
         .http_status_as_error(false)
         .allow_non_standard_methods(true)
@@ -206,8 +208,8 @@ fn settings(remote: &Remote) -> ConfigBuilder<AgentScope> {
         .max_response_header_size(HEADERS)
         .input_buffer_size(BUFFER)
         .output_buffer_size(BUFFER)
-        .max_idle_connections(remote.connections.get())
-        .max_idle_connections_per_host(remote.connections.get())
+        .max_idle_connections(connections.get())
+        .max_idle_connections_per_host(connections.get())
         .timeout_resolve(Some(remote.stall))
         .timeout_connect(Some(remote.stall.min(CONNECT)))
         .timeout_await_100(Some(remote.stall.min(CONTINUE)))
@@ -255,20 +257,25 @@ impl Answer<'_> {
         Ok(body.read(&mut [0]).map_err(failed)? == 0)
     }
 
-    /// Reads `length` bytes from `offset` on, which is the range that was asked for.
-    pub(super) fn read_range(&mut self, offset: u64, length: u64, bytes: &mut Vec<u8>) -> Result<(), Lost> {
+    /// Reads the parts of an object, whose range was asked for.
+    pub(super) fn read_range(&mut self, mut parts: Parts<'_>) -> Result<(), Lost> {
         let lost = |kind, why: &str| Err(Lost { kind, why: why.to_owned() });
-        let Some(whole) = self.length_of_whole(offset) else {
+        let Some(whole) = self.length_of_whole(parts.offset) else {
             return lost(ErrorKind::Other, "the server did not send the range that was asked for");
         };
-        if offset.checked_add(length).is_none_or(|end| whole < end) {
+        if parts.end().is_none_or(|end| whole < end) {
             return lost(ErrorKind::Truncated, "it is shorter than expected");
         }
-        let is_all = self.read(length, bytes)?;
-        if bytes.len() as u64 != length || !is_all {
+        if !self.read_parts(&mut parts)? {
             return lost(ErrorKind::Unavailable, "the server did not send the whole range");
         }
         Ok(())
+    }
+
+    /// Reads parts from the body. Returns whether they are all of it.
+    pub(super) fn read_parts(&mut self, parts: &mut Parts<'_>) -> Result<bool, Lost> {
+        let failed = |e: io::Error| self.client.lost(ureq::Error::from(e));
+        Ok(parts.read_from(&mut self.body).map_err(failed)? && self.body.read(&mut [0]).map_err(failed)? == 0)
     }
 
     /// Reads a whole object. `Err` with a length: it is larger than `limit`.
@@ -328,7 +335,8 @@ mod tests {
                 None => _ = stream.read(&mut [0]),
             }
         });
-        let client = Client::new(&Remote { stall: Duration::from_secs(1), ..Remote::default() }).unwrap();
+        let client =
+            Client::new(&Remote { stall: Duration::from_secs(1), ..Remote::default() }, NonZeroUsize::MIN).unwrap();
         let lost = client.send(Request::get(url).body(()).unwrap()).err().unwrap();
         server.join().unwrap();
         lost

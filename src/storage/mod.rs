@@ -6,6 +6,7 @@
 //! - [`location`]: where a target is, as users write it
 //! - [`target`]: an open target, with operations that are made of those of the storage
 //! - [`ahead`]: reads that begin before their results are needed
+//! - [`parts`]: parts of an object that are read with one request
 //! - [`removal`]: removal of many objects, one by one
 //! - [`spool`]: an object that is still being written, in a temporary file
 //! - [`directory`]: objects as files in a directory; [`place`]: opens files in it without following symbolic links
@@ -40,6 +41,7 @@ mod location;
 mod log;
 mod netrc;
 mod pace;
+mod parts;
 mod place;
 mod rclone;
 mod remote;
@@ -67,6 +69,7 @@ pub use ftp::{Address as FtpAddress, FtpStorage, Security as FtpSecurity};
 pub use interrupt::{CutOff, Interrupt};
 pub use limit::{Limit, Rates};
 pub use location::{Location, LocationError, LocationKind};
+pub use parts::Parts;
 pub use rclone::{Address as RcloneAddress, RcloneStorage};
 pub use remote::Remote;
 pub use retry::{RetryPolicy, RetryStorage, Waiting, waited};

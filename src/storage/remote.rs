@@ -20,8 +20,9 @@ pub struct Remote {
     pub credentials: Option<PathBuf>,
     /// The file with the certificates that are trusted instead of the system's.
     pub ca: Option<PathBuf>,
-    /// The maximum number of connections, which is also the number of objects that are stored at the same time.
-    pub connections: NonZeroUsize,
+    /// The maximum number of connections, which is also the number of objects that are stored at the same time; `None` for as
+    /// many as suit the kind of target.
+    pub connections: Option<NonZeroUsize>,
     /// How long a connection may be silent while an answer is due, before it is closed.
     pub stall: Duration,
     /// Ends waits for a silent server.
@@ -35,11 +36,21 @@ pub struct Remote {
     pub spool_size: u64,
 }
 
+/// Connections to a server that many may be too much for.
+pub(super) const FEW: usize = 4;
+/// Connections to a service that serves many.
+pub(super) const MANY: usize = 8;
+
 impl Remote {
     /// Bytes that a pack takes in the spool.
     const PACK: u64 = 16 << 20;
     /// The spools that a backup needs at least; see [`Spools::new`].
     const LEAST: u64 = 4;
+
+    /// The maximum number of connections, to a kind of target which `usual` suits.
+    pub(super) fn connections(&self, usual: usize) -> NonZeroUsize {
+        self.connections.or(NonZeroUsize::new(usual)).unwrap_or(NonZeroUsize::MIN)
+    }
 
     /// The spools for objects that are being stored.
     pub(super) fn spools(&self) -> Spools {
@@ -56,7 +67,7 @@ impl Default for Remote {
             endpoint: None,
             credentials: None,
             ca: None,
-            connections: NonZeroUsize::new(4).unwrap_or(NonZeroUsize::MIN),
+            connections: None,
             stall: Duration::from_secs(60),
             interrupt: Interrupt::default(),
             lag: Duration::from_secs(60),

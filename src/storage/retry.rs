@@ -228,6 +228,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::super::contract::Ended;
+    use super::super::parts::Parts;
     use super::super::testing::{Fault, Faulty, Memory, Record, Recording};
     use super::*;
 
@@ -305,6 +306,33 @@ mod tests {
         retry.remove_all(&objects, &mut |at, result| ended.push((at, result.is_ok()))).unwrap();
         assert_eq!(ended, (0..20).map(|at| (at, true)).collect::<Vec<_>>());
         assert_eq!((memory.names().len(), &*lock(&tries)), (0, &vec![1; 19]));
+    }
+
+    #[test]
+    fn after_a_failure_only_the_parts_that_are_missing_are_read_again() {
+        let (recording, records) = Recording::new(Box::new(Memory::default()));
+        let (faulty, faults) = Faulty::new(Box::new(recording));
+        let retry = RetryStorage::new(Box::new(faulty), QUICK);
+        let mut spool = retry.spool("packs/ab/x", Uuid::nil()).unwrap();
+        spool.append(b"one two three four").unwrap();
+        retry.store(&spool).unwrap();
+        let read = |lengths: &[usize]| {
+            let (mut taken, mut bytes) = (Vec::new(), Vec::new());
+            let mut take = |part: &[u8]| taken.push(String::from_utf8_lossy(part).into_owned());
+            let parts = Parts { offset: 4, lengths, bytes: &mut bytes, take: &mut take };
+            let result = retry.read_parts("packs/ab/x", parts).map_err(|error| error.kind);
+            (taken, result)
+        };
+        for after in [0, 1, 2] {
+            records.take();
+            faults.add(Fault { after, times: 3, ..Fault::next(Operation::Read, ErrorKind::Unavailable) });
+            let (taken, result) = read(&[4, 0, 6, 4]);
+            assert_eq!((taken.join("|").as_str(), result), ("two ||three |four", Ok(())), "{after}");
+            assert_eq!(records.take().len(), 4);
+            faults.clear();
+        }
+        let (taken, result) = read(&[4, 6, 5]);
+        assert_eq!((taken, result), (vec!["two ".to_owned(), "three ".to_owned()], Err(ErrorKind::Truncated)));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::error::Error;
 use super::ftp::FtpStorage;
 use super::location::{Location, LocationKind};
 use super::log::logged;
+use super::parts::Parts;
 use super::rclone::RcloneStorage;
 use super::s3::S3Storage;
 use super::sftp::SftpStorage;
@@ -124,6 +125,11 @@ impl Target {
     /// [`ErrorKind::Truncated`](super::ErrorKind::Truncated).
     pub fn read(&self, name: &str, offset: u64, length: usize, bytes: &mut Vec<u8>) -> Result<(), Error> {
         self.storage.read(name, offset, length, bytes)
+    }
+
+    /// Reads parts of an object, if possible with one request. After an error, some parts may have been taken.
+    pub fn read_parts(&self, name: &str, parts: Parts<'_>) -> Result<(), Error> {
+        self.storage.read_parts(name, parts)
     }
 
     /// Hint that these bytes will not be read again soon; caches may drop them. Reading them still works.

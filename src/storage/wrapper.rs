@@ -10,6 +10,7 @@ use super::contract::{Capabilities, Ended, ObjectInfo, Stamp, Storage};
 use super::error::{Error, ErrorKind};
 use super::layout::folder_of;
 use super::listing::Listing;
+use super::parts::Parts;
 use super::spool::Spool;
 
 /// The kinds of operation on a storage.
@@ -99,6 +100,24 @@ pub(super) trait Wrapper: Send + Sync + fmt::Debug {
             result.and(settled).map(|()| 0)
         })
     }
+    /// Makes [`Storage::read_parts`] on the inner storage. Each try is for the parts that are not taken yet.
+    fn around_parts(&self, name: &str, parts: Parts<'_>) -> Result<(), Error> {
+        let Parts { mut offset, mut lengths, bytes, take } = parts;
+        let progress = Cell::new(false);
+        let call = Call { progress: Some(&progress), ..Call::new(Operation::Read, name) };
+        self.around(call, &mut || {
+            let (mut taken, mut read) = (0, 0);
+            let mut count = |part: &[u8]| {
+                (taken, read) = (taken + 1, read + part.len() as u64);
+                take(part);
+            };
+            let result = self.inner().read_parts(name, Parts { offset, lengths, bytes, take: &mut count });
+            progress.set(taken > 0);
+            lengths = lengths.get(taken..).unwrap_or_default();
+            offset += read;
+            result.map(|()| read)
+        })
+    }
 }
 
 impl<W: Wrapper> Storage for W {
@@ -124,6 +143,10 @@ impl<W: Wrapper> Storage for W {
         self.around(Call::new(Operation::Read, name), &mut || {
             self.inner().read(name, offset, length, bytes).map(|()| length as u64)
         })
+    }
+
+    fn read_parts(&self, name: &str, parts: Parts<'_>) -> Result<(), Error> {
+        self.around_parts(name, parts)
     }
 
     fn get(&self, name: &str, limit: usize) -> Result<Vec<u8>, Error> {

@@ -46,7 +46,8 @@ use super::contract::{Capabilities, ObjectInfo, Stamp, Storage};
 use super::error::{Error, ErrorKind};
 use super::layout::{DEPTH, LOST_AND_FOUND, MOST, TEMPORARY, temporary_beside, writer_of};
 use super::netrc::Login;
-use super::remote::Remote;
+use super::parts::{JOINED, Parts};
+use super::remote::{FEW, Remote};
 use super::spool::{Spool, Spools};
 
 /// Bytes of a file that shows whether a disk is full.
@@ -110,7 +111,7 @@ impl FtpStorage {
         let server =
             Server { address: address.clone(), login, tls, stall: remote.stall, interrupt: remote.interrupt.clone() };
         Ok(FtpStorage {
-            pool: Pool::new(server, remote.connections),
+            pool: Pool::new(server, remote.connections(FEW)),
             spools: remote.spools(),
             seen: AtomicBool::default(),
             left: Mutex::default(),
@@ -438,6 +439,7 @@ impl Storage for FtpStorage {
         ];
         Capabilities {
             lanes: self.pool.most(),
+            joined: JOINED,
             shortcomings: known.into_iter().filter(|(is_so, _)| *is_so).map(|(_, words)| words).collect(),
             ..Capabilities::default()
         }
@@ -481,6 +483,14 @@ impl Storage for FtpStorage {
     fn read(&self, name: &str, offset: u64, length: usize, bytes: &mut Vec<u8>) -> Result<(), Error> {
         let mut session = self.take("read", name)?;
         self.read_range(&mut session, name, (offset, length), bytes)
+    }
+
+    fn read_parts(&self, name: &str, mut parts: Parts<'_>) -> Result<(), Error> {
+        let failed = || Error::truncated(name);
+        let length = usize::try_from(parts.length()).map_err(|_| failed())?;
+        let mut all = Vec::new();
+        self.read(name, parts.offset, length, &mut all)?;
+        parts.read_from(&mut all.as_slice()).ok().filter(|is_all| *is_all).ok_or_else(failed).map(drop)
     }
 
     fn length(&self, name: &str) -> Result<u64, Error> {

@@ -32,6 +32,7 @@ use super::contract::{Capabilities, ObjectInfo, Stamp, Storage};
 use super::error::{Error, ErrorKind};
 use super::http::version;
 use super::layout::{LOST_AND_FOUND, MOST, TEMPORARY, temporary_beside, writer_of};
+use super::parts::{JOINED, Parts};
 use super::remote::Remote;
 use super::spool::{Spool, Spools};
 
@@ -166,19 +167,16 @@ impl RcloneStorage {
         Ok(())
     }
 
-    fn read_range(&self, name: &str, offset: u64, length: usize, bytes: &mut Vec<u8>) -> Result<(), Failure> {
+    fn read_range(&self, name: &str, mut parts: Parts<'_>) -> Result<(), Failure> {
         let short = || Failure::new(ErrorKind::Truncated, "it is shorter than expected");
-        bytes.clear();
-        let length = length as u64;
-        let end = offset.checked_add(length).ok_or_else(short)?;
-        if length == 0 {
-            // Not a range in HTTP.
+        parts.bytes.clear();
+        let end = parts.end().ok_or_else(short)?;
+        let Some(range) = parts.range().ok_or_else(short)? else {
             return if self.object(name)?.length()? >= end { Ok(()) } else { Err(short()) };
-        }
-        let mut answer = self.rclone.get(name, &format!("bytes={offset}-{}", end - 1))?;
-        if answer.length_of_whole(offset).is_some_and(|total| total >= end) {
-            let is_all = answer.read(length, bytes)?;
-            if bytes.len() as u64 == length && is_all {
+        };
+        let mut answer = self.rclone.get(name, &range)?;
+        if answer.length_of_whole(parts.offset).is_some_and(|total| total >= end) {
+            if answer.read_parts(&mut parts)? {
                 self.note_seen();
                 return Ok(());
             }
@@ -294,6 +292,7 @@ impl Storage for RcloneStorage {
         let shortcomings = self.features.get().filter(|features| is_partial(features)).map(|_| partial);
         Capabilities {
             lanes: self.rclone.lanes(),
+            joined: JOINED,
             shortcomings: shortcomings.into_iter().collect(),
             ..Capabilities::default()
         }
@@ -319,7 +318,11 @@ impl Storage for RcloneStorage {
     }
 
     fn read(&self, name: &str, offset: u64, length: usize, bytes: &mut Vec<u8>) -> Result<(), Error> {
-        self.read_range(name, offset, length, bytes).map_err(|failure| failure.into_error("read", name))
+        self.read_parts(name, Parts { offset, lengths: &[length], bytes, take: &mut |_| () })
+    }
+
+    fn read_parts(&self, name: &str, parts: Parts<'_>) -> Result<(), Error> {
+        self.read_range(name, parts).map_err(|failure| failure.into_error("read", name))
     }
 
     fn length(&self, name: &str) -> Result<u64, Error> {

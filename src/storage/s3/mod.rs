@@ -32,6 +32,7 @@ use super::contract::{Capabilities, Ended, ObjectInfo, Stamp, Storage};
 use super::error::{Error, ErrorKind};
 use super::http::version;
 use super::layout::MOST;
+use super::parts::{JOINED, Parts};
 use super::remote::Remote;
 use super::removal::one_by_one;
 use super::spool::{Spool, Spools};
@@ -186,17 +187,13 @@ impl S3Storage {
         Ok((length, version(tag, time)))
     }
 
-    fn read_range(&self, name: &str, offset: u64, length: usize, bytes: &mut Vec<u8>) -> Result<(), Failure> {
+    fn read_range(&self, name: &str, parts: Parts<'_>) -> Result<(), Failure> {
         let short = || Failure::new(ErrorKind::Truncated, "it is shorter than expected");
-        bytes.clear();
-        let length = length as u64;
-        if length == 0 {
-            // Not a range in HTTP.
-            return if self.object(name)?.0 >= offset { Ok(()) } else { Err(short()) };
-        }
-        let last = offset.checked_add(length - 1).ok_or_else(short)?;
-        let mut answer = self.bucket.get(&self.address.key_of(name), &format!("bytes={offset}-{last}"))?;
-        Ok(answer.read_range(offset, length, bytes)?)
+        parts.bytes.clear();
+        let Some(range) = parts.range().ok_or_else(short)? else {
+            return if self.object(name)?.0 >= parts.offset { Ok(()) } else { Err(short()) };
+        };
+        Ok(self.bucket.get(&self.address.key_of(name), &range)?.read_range(parts)?)
     }
 
     /// Reads a whole object in one request. `Err` with a length: it is larger than `limit`.
@@ -242,6 +239,7 @@ impl Storage for S3Storage {
         let exposed = "other users can read the file with the secret key; run chmod go= on it";
         Capabilities {
             lanes: self.bucket.lanes(),
+            joined: JOINED,
             removals: if self.one_by_one.load(Ordering::Relaxed) { Capabilities::default().removals } else { PAGE },
             shortcomings: self.bucket.is_exposed().then_some(exposed).into_iter().collect(),
             ..Capabilities::default()
@@ -257,7 +255,11 @@ impl Storage for S3Storage {
     }
 
     fn read(&self, name: &str, offset: u64, length: usize, bytes: &mut Vec<u8>) -> Result<(), Error> {
-        self.read_range(name, offset, length, bytes).map_err(|failure| failure.into_error("read", name))
+        self.read_parts(name, Parts { offset, lengths: &[length], bytes, take: &mut |_| () })
+    }
+
+    fn read_parts(&self, name: &str, parts: Parts<'_>) -> Result<(), Error> {
+        self.read_range(name, parts).map_err(|failure| failure.into_error("read", name))
     }
 
     fn get(&self, name: &str, limit: usize) -> Result<Vec<u8>, Error> {

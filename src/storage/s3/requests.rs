@@ -13,7 +13,7 @@ use super::signature::{Signed, hash};
 use super::xml::{Page, Removals};
 use crate::storage::error::ErrorKind;
 use crate::storage::http::{Answer, Client};
-use crate::storage::remote::Remote;
+use crate::storage::remote::{MANY, Remote};
 use crate::storage::url::encode;
 
 /// The hash of no bytes.
@@ -46,7 +46,7 @@ pub(super) struct Content<R> {
 impl Bucket {
     /// Connects to nothing yet.
     pub(super) fn new(bucket: &str, account: Account, remote: &Remote) -> Result<Self, Failure> {
-        let client = Client::new(remote)?;
+        let client = Client::new(remote, remote.connections(MANY))?;
         let (scheme, host, root) = match &account.endpoint {
             Some(url) => match url.strip_prefix("https://") {
                 Some(host) => ("https://", host.to_owned(), format!("/{bucket}/")),

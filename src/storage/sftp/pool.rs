@@ -13,7 +13,7 @@ use super::failure::Failure;
 use super::session::Session;
 use super::ssh::Ssh;
 use crate::storage::interrupt::Interrupt;
-use crate::storage::remote::Remote;
+use crate::storage::remote::{FEW, Remote};
 
 /// How long to do with fewer connections after the server refused one.
 const PAUSE: Duration = Duration::from_secs(60);
@@ -52,7 +52,7 @@ pub(super) struct Lease(Arc<Lane>);
 
 impl Pool {
     pub(super) fn new(ssh: Ssh, remote: &Remote) -> Self {
-        let Remote { connections: most, stall, .. } = *remote;
+        let (most, stall) = (remote.connections(FEW), remote.stall);
         let interrupt = remote.interrupt.clone();
         Pool { ssh: Arc::new(ssh), most, stall, interrupt, open: Mutex::default(), opened: Condvar::new() }
     }

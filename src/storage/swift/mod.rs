@@ -32,6 +32,7 @@ use super::contract::{Capabilities, ObjectInfo, Stamp, Storage};
 use super::error::{Error, ErrorKind};
 use super::http::version;
 use super::layout::MOST;
+use super::parts::{JOINED, Parts};
 use super::remote::Remote;
 use super::spool::{Spool, Spools};
 
@@ -152,22 +153,18 @@ impl SwiftStorage {
         Ok((length, version(tag, time)))
     }
 
-    fn read_range(&self, name: &str, offset: u64, length: usize, bytes: &mut Vec<u8>) -> Result<(), Failure> {
+    fn read_range(&self, name: &str, parts: Parts<'_>) -> Result<(), Failure> {
         let short = || Failure::new(ErrorKind::Truncated, "it is shorter than expected");
-        bytes.clear();
-        let length = length as u64;
-        if length == 0 {
-            // Not a range in HTTP.
-            return if self.object(name)?.0 >= offset { Ok(()) } else { Err(short()) };
-        }
-        let last = offset.checked_add(length - 1).ok_or_else(short)?;
-        let range = format!("bytes={offset}-{last}");
+        parts.bytes.clear();
+        let Some(range) = parts.range().ok_or_else(short)? else {
+            return if self.object(name)?.0 >= parts.offset { Ok(()) } else { Err(short()) };
+        };
         let mut answer = self.container.get(&self.address.name_of(name), Some(&range))?;
         // An empty object has no ranges.
         if answer.status == 200 && answer.length() == Some(0) {
             return Err(short());
         }
-        Ok(answer.read_range(offset, length, bytes)?)
+        Ok(answer.read_range(parts)?)
     }
 
     /// Reads a whole object in one request. `Err` with a length: it is larger than `limit`.
@@ -193,6 +190,7 @@ impl Storage for SwiftStorage {
         let known = [(self.container.is_exposed(), exposed), (self.container.is_open(), open)];
         Capabilities {
             lanes: self.container.lanes(),
+            joined: JOINED,
             lag: self.lag,
             shortcomings: known.iter().filter(|(is_so, _)| *is_so).map(|(_, words)| *words).collect(),
             ..Capabilities::default()
@@ -209,7 +207,11 @@ impl Storage for SwiftStorage {
     }
 
     fn read(&self, name: &str, offset: u64, length: usize, bytes: &mut Vec<u8>) -> Result<(), Error> {
-        self.read_range(name, offset, length, bytes).map_err(|failure| failure.into_error("read", name))
+        self.read_parts(name, Parts { offset, lengths: &[length], bytes, take: &mut |_| () })
+    }
+
+    fn read_parts(&self, name: &str, parts: Parts<'_>) -> Result<(), Error> {
+        self.read_range(name, parts).map_err(|failure| failure.into_error("read", name))
     }
 
     fn get(&self, name: &str, limit: usize) -> Result<Vec<u8>, Error> {

@@ -14,7 +14,7 @@ use super::failure::Failure;
 use super::login::Token;
 use crate::storage::error::ErrorKind;
 use crate::storage::http::{Answer, Client};
-use crate::storage::remote::Remote;
+use crate::storage::remote::{MANY, Remote};
 use crate::storage::spool::Spool;
 use crate::storage::url::{Authority, encode, is_loopback};
 
@@ -58,7 +58,7 @@ impl Container {
     /// Connects to nothing yet.
     pub(super) fn new(name: &str, account: Account, remote: &Remote) -> Result<Self, Failure> {
         let name = format!("/{}", encode(name, false));
-        Ok(Container { client: Client::new(remote)?, account, name, token: Mutex::default() })
+        Ok(Container { client: Client::new(remote, remote.connections(MANY))?, account, name, token: Mutex::default() })
     }
 
     /// The maximum number of connections.

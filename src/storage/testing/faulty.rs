@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::storage::removal::one_by_one;
 use crate::storage::wrapper::{Call, Try, Wrapper};
-use crate::storage::{Ended, Error, ErrorKind, Operation, Storage};
+use crate::storage::{Ended, Error, ErrorKind, Operation, Parts, Storage};
 
 /// Operations that fail.
 #[derive(Debug, Clone, Copy)]
@@ -121,6 +121,11 @@ impl Wrapper for Faulty {
             Operation::Discard => "discard remains in",
         };
         Err(Error::new(kind, action, call.name, "the test wants it to fail"))
+    }
+
+    /// One after the other, so that each part can fail.
+    fn around_parts(&self, name: &str, parts: Parts<'_>) -> Result<(), Error> {
+        parts.one_by_one(|offset, length, bytes| self.read(name, offset, length, bytes))
     }
 
     /// One after the other, so that each removal can fail.

@@ -35,6 +35,7 @@ use super::error::{Error, ErrorKind};
 use super::http::version;
 use super::layout::{DEPTH, LOST_AND_FOUND, MOST, TEMPORARY, temporary_beside, writer_of};
 use super::netrc::Login;
+use super::parts::{JOINED, Parts};
 use super::remote::Remote;
 use super::spool::{Spool, Spools};
 use super::xml::Malformed;
@@ -409,24 +410,23 @@ impl WebdavStorage {
         Ok(may_all_go)
     }
 
-    fn read_range(&self, name: &str, offset: u64, length: usize, bytes: &mut Vec<u8>) -> Result<(), Failure> {
+    fn read_range(&self, name: &str, mut parts: Parts<'_>) -> Result<(), Failure> {
         let short = || Failure::new(ErrorKind::Truncated, "it is shorter than expected");
-        let length = length as u64;
-        let last = offset.checked_add(length.saturating_sub(1)).ok_or_else(short)?;
-        let mut answer = self.server.get(&self.path(name), Some(&format!("bytes={offset}-{last}")))?;
-        if answer.status == 206 || answer.length_of_whole(offset).is_some() {
-            return Ok(answer.read_range(offset, length, bytes)?);
+        let range = parts.range().flatten().ok_or_else(short)?;
+        let mut answer = self.server.get(&self.path(name), Some(&range))?;
+        if answer.status == 206 || answer.length_of_whole(parts.offset).is_some() {
+            return Ok(answer.read_range(parts)?);
         }
         // The server sends all of it.
-        if answer.length().is_some_and(|whole| whole <= last) {
+        if answer.length().is_some_and(|whole| parts.end().is_none_or(|end| whole < end)) {
             return Err(short());
         }
-        let skipped = io::copy(&mut answer.body().take(offset), &mut io::sink());
+        let skipped = io::copy(&mut answer.body().take(parts.offset), &mut io::sink());
         if let Err(error) = skipped {
             return Err(answer.lost(error).into());
         }
-        answer.read(length, bytes)?;
-        match bytes.len() as u64 == length {
+        let read = parts.read_from(answer.body());
+        match read.map_err(|error| answer.lost(error))? {
             true => Ok(()),
             // Without a length, the end of the connection may be that of the file.
             false => Err(Failure::new(ErrorKind::Unavailable, "the server did not send the whole range")),
@@ -464,6 +464,7 @@ impl Storage for WebdavStorage {
         let known = [(self.server.is_exposed(), exposed), (is_open, open)];
         Capabilities {
             lanes: self.server.lanes(),
+            joined: JOINED,
             shortcomings: known.iter().filter(|(is_so, _)| *is_so).map(|(_, words)| *words).collect(),
             ..Capabilities::default()
         }
@@ -487,15 +488,16 @@ impl Storage for WebdavStorage {
     }
 
     fn read(&self, name: &str, offset: u64, length: usize, bytes: &mut Vec<u8>) -> Result<(), Error> {
-        bytes.clear();
-        if length == 0 {
+        self.read_parts(name, Parts { offset, lengths: &[length], bytes, take: &mut |_| () })
+    }
+
+    fn read_parts(&self, name: &str, parts: Parts<'_>) -> Result<(), Error> {
+        parts.bytes.clear();
+        if parts.length() == 0 {
             // Not a range in HTTP.
-            return match self.object(name)?.0 >= offset {
-                true => Ok(()),
-                false => Err(Error::new(ErrorKind::Truncated, "read", name, "it is shorter than expected")),
-            };
+            return if self.object(name)?.0 >= parts.offset { Ok(()) } else { Err(Error::truncated(name)) };
         }
-        self.read_range(name, offset, length, bytes).map_err(|failure| self.explain(failure, "read", name))?;
+        self.read_range(name, parts).map_err(|failure| self.explain(failure, "read", name))?;
         self.note_seen();
         Ok(())
     }

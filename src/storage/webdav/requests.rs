@@ -12,7 +12,7 @@ use super::multistatus::{self, Entry};
 use crate::storage::error::ErrorKind;
 use crate::storage::http::{Answer, Client};
 use crate::storage::netrc::Login;
-use crate::storage::remote::Remote;
+use crate::storage::remote::{FEW, Remote};
 use crate::storage::spool::Spool;
 use crate::storage::url::encode;
 use crate::storage::xml::{Malformed, Problem};
@@ -57,7 +57,7 @@ pub(super) enum Depth {
 impl Server {
     /// Connects to nothing yet.
     pub(super) fn new(address: &Address, login: Option<Login>, remote: &Remote) -> Result<Self, Failure> {
-        let (client, url) = (Client::new(remote)?, address.server());
+        let (client, url) = (Client::new(remote, remote.connections(FEW))?, address.server());
         let is_private = address.tls || (address.is_loopback() && client.is_direct(&url));
         Ok(Server { client, door: Door::new(login, is_private), url, is_renamed: AtomicBool::default() })
     }
