@@ -24,7 +24,7 @@ use crate::state::RepositoryState;
 /// Default cache size, in bytes, of commands that read each block about once.
 pub(super) const SMALL_CACHE: u64 = 24 << 20;
 /// The same over a network, where more blocks are read ahead.
-const REMOTE_CACHE: u64 = 32 << 20;
+const REMOTE_CACHE: u64 = 64 << 20;
 /// Default cache size, in bytes, of mounts, which read blocks repeatedly, and of commands that read file content in the order
 /// of the tree, which alternates between blocks of many backups.
 pub(super) const LARGE_CACHE: u64 = 128 << 20;
@@ -62,7 +62,7 @@ pub(super) struct ReaderArgs {
     /// fails instead).
     #[arg(help_heading = READER_HEADING, long, value_name = "FINGERPRINT", action = ArgAction::Append)]
     pub(super) signer: Vec<Fingerprint>,
-    /// Cache up to SIZE of decrypted data in memory [default: 128MiB for mount and dump, 16MiB for check, else 24MiB (32MiB over a network)]
+    /// Cache up to SIZE of decrypted data in memory [default: 128MiB for mount and dump, 16MiB for check, else 24MiB (64MiB over a network)]
     ///
     /// The default is less if memory is short: at most a quarter of the machine's memory, of the memory limit of the cgroup
     /// (a container, or a systemd service with MemoryMax=), and of the limit of ulimit -v.

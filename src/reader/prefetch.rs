@@ -94,7 +94,7 @@ impl Reach {
         Reach {
             threads: REMOTE_THREADS,
             joined,
-            file: 16,
+            file: 64,
             whole_files_from: 0,
             next_files: 8,
             announced_files: 8,
