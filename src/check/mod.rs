@@ -55,7 +55,7 @@ use crate::format::name::{self, SnapshotName};
 use crate::monitor::{self, Monitor, Total, Unit};
 use crate::reader::{self, Reader};
 use crate::repository;
-use crate::storage::{self, ObjectInfo};
+use crate::storage::{self, Ahead, ObjectInfo};
 use content::Loss;
 use packs::PackTable;
 use report::Report;
@@ -239,7 +239,9 @@ impl<'a> Checker<'a> {
         let generations = self.list(name::GENERATION)?;
         // All of them, also forgotten ones.
         let names = self.reader.repository().snapshots().map_err(reader::Error::from)?;
-        let [indexes, moved, forgotten] = [name::INDEX, name::MOVED, name::FORGOTTEN].map(|folder| self.list(folder));
+        let folders = [name::INDEX, name::MOVED, name::FORGOTTEN];
+        self.begin(&folders);
+        let [indexes, moved, forgotten] = folders.map(|folder| self.list(folder));
         let mut foreign = Vec::new();
         self.packs = PackTable::new(self.listed_packs(&mut foreign)?)?;
         self.indexes(&indexes?)?;
@@ -334,6 +336,12 @@ impl<'a> Checker<'a> {
         let listed = self.reader.repository().target().visit(name::PACKS, &mut found);
         listed.map_err(of_target)?;
         Ok(packs)
+    }
+
+    /// Begins to list folders, so that [`Checker::list`] waits less for a server.
+    fn begin(&self, folders: &[&str]) {
+        let lists = folders.iter().map(|folder| Ahead::List((*folder).to_owned()));
+        self.reader.repository().target().begin(lists.collect());
     }
 
     /// Lists objects, unless the check was interrupted.

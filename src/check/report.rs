@@ -14,7 +14,7 @@ use crate::format::generation::NameSet;
 use crate::format::name;
 use crate::monitor::Monitor;
 use crate::repository::Repository;
-use crate::storage;
+use crate::storage::{self, Ahead};
 
 /// Maximum number of passes. Doubts of the last one are problems.
 const PASSES: u32 = 3;
@@ -160,8 +160,10 @@ impl<'a> Report<'a> {
     /// Whether documents were added or removed since they were listed. If they cannot be listed now, they count as unchanged,
     /// unless the target is away.
     fn is_changed(&self) -> Result<bool, storage::Error> {
-        for (folder, before) in &self.listed {
-            match self.repository.target().list(folder) {
+        let target = self.repository.target();
+        let listed: Vec<_> = self.listed.iter().collect();
+        for (folder, before) in target.in_turn(&listed, |(folder, _)| Some(Ahead::List(folder.to_string()))) {
+            match target.list(folder) {
                 Ok(objects) => {
                     let names: Vec<_> = objects.into_iter().map(|object| object.name).collect();
                     if set_of(&names) != *before {
