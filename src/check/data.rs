@@ -17,7 +17,7 @@ use crate::monitor::{Total, Unit};
 use crate::storage::ErrorKind;
 
 /// Maximum number of packs that are read from a server at the same time.
-const AT_ONCE: usize = 4;
+const AT_ONCE: usize = 8;
 
 /// Maximum number of packs whose findings wait for those of earlier ones.
 const MOST: usize = 64;
