@@ -401,7 +401,7 @@ fn init_accepts_only_an_empty_prefix() {
 #[test]
 fn neighbours_in_a_pack_are_read_with_one_request() {
     let large = noise("large", 40 * MIB);
-    let remote = ready(&[("large", large)]);
+    let remote = ready(&[("large", large.clone())]);
     remote.backup(&[]).ok();
     let pack_reads = |work: &dyn Fn()| {
         remote.server.proxy.requests();
@@ -414,6 +414,15 @@ fn neighbours_in_a_pack_are_read_with_one_request() {
     assert!(restore <= 35, "{restore} requests");
     let check = pack_reads(&|| remote.brackfs(&["check", "--read-data"]).ok().stdout.clear());
     assert!(check <= 25, "{check} requests");
+    // With one connection, nothing may wait for a second one.
+    let out = remote.site.path().join("out");
+    for cache in ["1MiB", "6MiB", "64MiB"] {
+        let to = ["--to", out.to_str().unwrap(), "--connections", "1", "--cache-size", cache];
+        remote.brackfs(&[&["restore", "latest"][..], &to].concat()).ok();
+        assert!(fs::read(out.join("large")).unwrap() == large);
+        fs::remove_dir_all(&out).unwrap();
+    }
+    remote.brackfs(&["check", "--read-data", "--connections", "1"]).ok();
 }
 
 #[test]

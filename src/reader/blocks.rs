@@ -327,21 +327,23 @@ impl Core {
         self.blocks.blocks.get(location, || self.fetch(location))
     }
 
-    /// Loads blocks of a pack, in ascending order of their offsets, as far as they are neither cached nor being loaded. Those near
-    /// each other are read with one request. Calls `loaded` after each. After an error, blocks may be left: readers that need
-    /// them load them themselves.
-    pub(super) fn load_neighbours(&self, blocks: &[BlockLocation], mut loaded: impl FnMut(&BlockLocation)) {
-        let begun: Vec<_> =
-            blocks.iter().filter_map(|block| Some((*block, self.blocks.blocks.begin(block)?))).collect();
-        let missing: Vec<_> = begun.iter().map(|(block, _)| *block).collect();
-        let (mut sealed, mut begun) = (self.buffers.work(), begun.into_iter());
+    /// Loads blocks of a pack, in ascending order of their offsets, as far as they are neither cached nor being loaded, and verifies
+    /// chunks in them. Those near each other are read with one request. Returns the blocks that were loaded. Errors are dropped:
+    /// readers that need the other blocks load them themselves.
+    pub(super) fn load_neighbours(&self, wanted: &[(BlockLocation, &[ChunkRef])]) -> Vec<BlockLocation> {
+        let begin = |(block, chunks): &(BlockLocation, _)| Some((*block, *chunks, self.blocks.blocks.begin(block)?));
+        let begun: Vec<_> = wanted.iter().filter_map(begin).collect();
+        let missing: Vec<_> = begun.iter().map(|(block, ..)| *block).collect();
+        let (mut sealed, mut begun, mut loaded) = (self.buffers.work(), begun.into_iter(), Vec::new());
         for near in missing.chunk_by(|block, next| gap(block, next).is_some()) {
+            // This thread has a connection and loads that others may wait for, so it must not wait for others here.
             let read = self.repository.read_neighbours(near, &mut sealed, &mut |sealed| {
-                if let Some((block, begun)) = begun.next()
-                    && let Ok(decoded) = self.decode(&block, sealed)
+                if let Some((location, chunks, begun)) = begun.next()
+                    && let Ok(block) = self.decode(&location, sealed)
                 {
-                    let _ = begun.end(Ok(Arc::new(decoded)));
-                    loaded(&block);
+                    chunks.iter().for_each(|chunk| _ = block.chunk(chunk.start, chunk));
+                    let _ = begun.end(Ok(Arc::new(block)));
+                    loaded.push(location);
                 }
             });
             if read.is_err() {
@@ -349,6 +351,7 @@ impl Core {
             }
         }
         self.buffers.give_work(sealed);
+        loaded
     }
 
     /// Returns an empty buffer with room for `length` bytes.

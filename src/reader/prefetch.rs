@@ -167,12 +167,9 @@ fn decode_queued(core: &Core, queue: &Receiver<Neighbours>) {
         // The reader has passed the chunks; their block may already have left the cache.
         requests.retain(|request| !request.until.is_over());
         if requests.len() > 1 {
-            let blocks: Vec<_> = requests.iter().map(|request| request.block).collect();
-            core.load_neighbours(&blocks, |loaded| {
-                if let Some(at) = requests.iter().position(|request| request.block == *loaded) {
-                    requests.remove(at).verify(core);
-                }
-            });
+            let wanted: Vec<_> = requests.iter().map(|request| (request.block, request.chunks.as_slice())).collect();
+            let loaded = core.load_neighbours(&wanted);
+            requests.retain(|request| !loaded.contains(&request.block));
         }
         // Neighbours that could not be read together are read one by one.
         requests.iter().filter(|request| !request.until.is_over()).for_each(|request| request.verify(core));

@@ -486,11 +486,13 @@ impl Storage for FtpStorage {
     }
 
     fn read_parts(&self, name: &str, mut parts: Parts<'_>) -> Result<(), Error> {
-        let failed = || Error::truncated(name);
-        let length = usize::try_from(parts.length()).map_err(|_| failed())?;
-        let mut all = Vec::new();
+        let (mut all, length) = (Vec::new(), usize::try_from(parts.length()).unwrap_or(usize::MAX));
+        if all.try_reserve_exact(length).is_err() {
+            return parts.one_by_one(|offset, length, bytes| self.read(name, offset, length, bytes));
+        }
         self.read(name, parts.offset, length, &mut all)?;
-        parts.read_from(&mut all.as_slice()).ok().filter(|is_all| *is_all).ok_or_else(failed).map(drop)
+        let is_all = parts.read_from(&mut all.as_slice()).unwrap_or_default();
+        if is_all { Ok(()) } else { Err(Error::truncated(name)) }
     }
 
     fn length(&self, name: &str) -> Result<u64, Error> {
