@@ -423,6 +423,22 @@ fn neighbours_in_a_pack_are_read_with_one_request() {
         fs::remove_dir_all(&out).unwrap();
     }
     remote.brackfs(&["check", "--read-data", "--connections", "1"]).ok();
+    // A damaged block among them is found, and only this one.
+    let storage = open(&remote);
+    let mut packs = Vec::new();
+    storage.visit("packs/", &mut |pack| packs.push(pack)).unwrap();
+    let pack = packs.into_iter().max_by_key(|pack| pack.length).unwrap().name;
+    let mut bytes = storage.get(&pack, 64 * MIB).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    storage.remove(&pack).unwrap();
+    let mut spool = storage.spool(&pack, Uuid::new_v4()).unwrap();
+    spool.append(&bytes).unwrap();
+    storage.store(&spool).unwrap();
+    let run = remote.brackfs(&["check", "--read-data"]).code(1);
+    assert_eq!(run.stderr.matches("is not the one that was stored").count(), 1, "{run}");
+    let id = pack.rsplit('/').next().unwrap();
+    assert!(run.stderr.contains(&id[..8]), "{run}");
 }
 
 #[test]

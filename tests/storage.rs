@@ -30,8 +30,8 @@ use brackfs::state::RepositoryState;
 use brackfs::storage::testing::{Fault, Faults, Faulty, Memory, Record, Recording};
 use brackfs::storage::{
     DirectoryStorage, Error, ErrorKind, FtpStorage, Interrupt, Limit, Location, LocationKind, ObjectInfo, Operation,
-    Rates, RcloneStorage, Remote, RetryPolicy, RetryStorage, S3Storage, SftpStorage, Storage, SwiftStorage, Target,
-    WebdavStorage,
+    Parts, Rates, RcloneStorage, Remote, RetryPolicy, RetryStorage, S3Storage, SftpStorage, Storage, SwiftStorage,
+    Target, WebdavStorage,
 };
 use common::ftp::{self, Program, Tls};
 use common::rclone::Rclone;
@@ -252,6 +252,19 @@ fn ranges_are_read_completely_or_fail() {
         }
         for (offset, length) in [(0, length + 1), (length - 1, 2), (length + 5, 1)] {
             assert_eq!(get(storage, "packs/ab/x", offset as u64, length), Err(ErrorKind::Truncated), "{name}");
+        }
+        assert_eq!(get(storage, "packs/ab/x", u64::MAX - 10, 100), Err(ErrorKind::Truncated), "{name}");
+        // Parts come in order, empty ones too; each exactly once.
+        for lengths in [&[0, 0][..], &[], &[7], &[0, 1_000_000, 0, 3_000_001, 1], &[length - 5, 0], &[100, length]] {
+            let (mut taken, mut part) = (Vec::new(), b"from before".to_vec());
+            let mut take = |part: &[u8]| taken.push(part.to_vec());
+            let parts = Parts { offset: 5, lengths, bytes: &mut part, take: &mut take };
+            let read = storage.read_parts("packs/ab/x", parts).map_err(|error| error.kind);
+            let fits = lengths.iter().sum::<usize>() <= length - 5;
+            assert_eq!(read, if fits { Ok(()) } else { Err(ErrorKind::Truncated) }, "{name}: {lengths:?}");
+            assert!(taken.concat() == bytes[5..][..taken.concat().len()], "{name}: {lengths:?}");
+            let sizes: Vec<_> = taken.iter().map(Vec::len).collect();
+            assert!(if fits { sizes == lengths } else { sizes.len() < lengths.len() }, "{name}: {sizes:?}");
         }
         assert!(storage.get("packs/ab/x", length).unwrap() == bytes, "{name}");
         assert_eq!(storage.get("packs/ab/x", length - 1).unwrap_err().kind, ErrorKind::TooLarge, "{name}");

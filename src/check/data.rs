@@ -20,9 +20,9 @@ use crate::storage::ErrorKind;
 const AT_ONCE: usize = 8;
 
 /// Maximum number of packs whose findings wait for those of earlier ones.
-const MOST: usize = 64;
+const WAITING: usize = 64;
 
-/// A pack for a thread, and where it sends what it found.
+/// A pack for a thread, and the channel for its findings.
 type Job = (ListedPack, Sender<Findings>);
 
 impl Checker<'_> {
@@ -55,9 +55,25 @@ impl Checker<'_> {
         })
     }
 
-    /// Has each pack read, by this thread if no other takes `jobs`, and notes what is found, in the order of the packs.
+    /// Has each pack read, by this thread if no other takes `jobs`, and notes the findings, in the order of the packs.
     fn packs_of_indexes(&mut self, from: PackReader<'_>, jobs: Option<&Sender<Job>>) -> Result<(), Error> {
-        let mut under_way: VecDeque<Receiver<Findings>> = VecDeque::new();
+        let mut under_way = VecDeque::new();
+        let ended = self.hand_out(from, jobs, &mut under_way);
+        // Also if the check ends early.
+        let found = under_way.into_iter().filter_map(|found| found.recv().ok());
+        found.fold(ended, |ended, found| {
+            let noted = self.note(found);
+            ended.and(noted)
+        })
+    }
+
+    /// Hands out the packs. The channels of those that are still being read are in `under_way` afterwards.
+    fn hand_out(
+        &mut self,
+        from: PackReader<'_>,
+        jobs: Option<&Sender<Job>>,
+        under_way: &mut VecDeque<Receiver<Findings>>,
+    ) -> Result<(), Error> {
         for row in 0..self.packs.len() {
             let (Some(id), Some(_)) = (self.packs.id(row), self.readable_length(row)) else { continue };
             self.check_interrupted()?;
@@ -73,22 +89,23 @@ impl Checker<'_> {
                 under_way.push_back(found);
             }
             while let Some(first) = under_way.front() {
-                let found = if under_way.len() > MOST { first.recv().ok() } else { first.try_recv().ok() };
-                let Some(found) = found else { break };
-                under_way.pop_front();
-                self.note(found)?;
+                if under_way.len() <= WAITING && first.is_empty() {
+                    break;
+                }
+                let found = under_way.pop_front().and_then(|first| first.recv().ok());
+                found.map_or(Ok(()), |found| self.note(found))?;
             }
         }
-        under_way.into_iter().filter_map(|found| found.recv().ok()).try_for_each(|found| self.note(found))
+        Ok(())
     }
 
-    /// Notes what was found in a pack.
+    /// Notes the findings about a pack.
     fn note(&mut self, found: Findings) -> Result<(), Error> {
-        self.check_interrupted()?;
         let object = name::pack(found.pack);
         found.problems.iter().for_each(|why| self.problem(Path::new(&object), why));
         found.flaws.into_iter().for_each(|why| self.flaw(found.pack, why));
         found.verified.into_iter().for_each(|number| _ = self.packs.verified.insert(number));
+        self.check_interrupted()?;
         self.monitor.progress().file();
         match found.read {
             Err(error) if error.kind == ErrorKind::NotFound => {

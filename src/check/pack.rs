@@ -32,16 +32,16 @@ pub(super) struct ListedBlock {
     pub(super) first: u32,
 }
 
-/// What was found in a pack.
+/// Findings about a pack.
 pub(super) struct Findings {
     pub(super) pack: PackId,
     /// Why not all of it was read.
     pub(super) read: Result<(), storage::Error>,
     /// The numbers of the chunks that verified.
     pub(super) verified: Vec<u32>,
-    /// What is wrong with its bytes.
+    /// Flaws of its bytes.
     pub(super) flaws: Vec<String>,
-    /// What is wrong in the index.
+    /// Flaws of the index.
     pub(super) problems: Vec<String>,
 }
 
@@ -99,6 +99,9 @@ impl Reading<'_> {
                 continue;
             }
             self.unlisted(block.at.offset)?;
+            if self.is_stopped() {
+                return Ok(());
+            }
             let (run, others) = left.split_at(neighbours(left, joined));
             if !self.run(run) {
                 // The rest of the pack may be readable.
@@ -122,17 +125,18 @@ impl Reading<'_> {
             return false;
         }
         let lengths: Vec<_> = blocks.iter().map(|block| block.at.length as usize).collect();
-        let (offset, mut bytes, mut left) = (self.end, std::mem::take(&mut self.bytes), blocks.iter());
-        let (object, target) = (self.object.clone(), self.from.reader.repository().target());
-        let mut take = |bytes: &[u8]| {
+        // Verifying may wait for other reads, so it begins when the connection is free.
+        let mut stored = Vec::new();
+        let mut collect = |bytes: &[u8]| stored.extend_from_slice(bytes);
+        let parts = Parts { offset: self.end, lengths: &lengths, bytes: &mut self.bytes, take: &mut collect };
+        let read = self.from.reader.repository().target().read_parts(&self.object, parts);
+        let mut rest = stored.as_slice();
+        for (block, length) in blocks.iter().zip(lengths) {
+            let Some((bytes, after)) = rest.split_at_checked(length) else { break };
             self.count(bytes);
-            if let Some(block) = left.next() {
-                self.verify(block, bytes);
-            }
-        };
-        let parts = Parts { offset, lengths: &lengths, bytes: &mut bytes, take: &mut take };
-        let read = target.read_parts(&object, parts);
-        self.bytes = bytes;
+            self.verify(block, bytes);
+            rest = after;
+        }
         read.is_ok()
     }
 
@@ -212,12 +216,12 @@ impl Reading<'_> {
 
 /// The number of the first blocks that follow each other and have at most `most` bytes; at least 1.
 fn neighbours(blocks: &[ListedBlock], most: usize) -> usize {
-    let (mut end, mut bytes) = (None, 0);
+    let (mut end, mut bytes) = (None, 0usize);
     let run = blocks.iter().take_while(|ListedBlock { at, .. }| {
         let follows = end.is_none_or(|end| end == at.offset);
         let length = at.length as usize;
         end = at.offset.checked_add(at.length.into());
-        bytes += length;
+        bytes = bytes.saturating_add(length);
         follows && bytes <= most && length <= SEALED_SIZE
     });
     run.count().max(1)

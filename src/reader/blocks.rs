@@ -14,8 +14,6 @@ use crate::format::block;
 use crate::format::{BLOCK_SIZE, BlockLocation, ChunkRef, Digest, Entry, Extent, Items, Node};
 use crate::repository::{Access, Repository};
 
-/// Maximum number of bytes between two blocks that are read with one request. To read them takes less time than a request.
-const GAP: u64 = 512 << 10;
 /// Divisor: this fraction of the cache is for decoded tree nodes.
 const NODE_SHARE: usize = 4;
 
@@ -327,30 +325,41 @@ impl Core {
         self.blocks.blocks.get(location, || self.fetch(location))
     }
 
-    /// Loads blocks of a pack, in ascending order of their offsets, as far as they are neither cached nor being loaded, and verifies
-    /// chunks in them. Those near each other are read with one request. Returns the blocks that were loaded. Errors are dropped:
-    /// readers that need the other blocks load them themselves.
+    /// Loads blocks that follow each other in a pack, and verifies chunks in them. Blocks that are cached or being loaded are left
+    /// out; the others between two of them are read with one request. Returns the blocks that were loaded. Readers that need
+    /// another one load it themselves, and get its error.
     pub(super) fn load_neighbours(&self, wanted: &[(BlockLocation, &[ChunkRef])]) -> Vec<BlockLocation> {
-        let begin = |(block, chunks): &(BlockLocation, _)| Some((*block, *chunks, self.blocks.blocks.begin(block)?));
-        let begun: Vec<_> = wanted.iter().filter_map(begin).collect();
-        let missing: Vec<_> = begun.iter().map(|(block, ..)| *block).collect();
-        let (mut sealed, mut begun, mut loaded) = (self.buffers.work(), begun.into_iter(), Vec::new());
-        for near in missing.chunk_by(|block, next| gap(block, next).is_some()) {
-            // This thread has a connection and loads that others may wait for, so it must not wait for others here.
-            let read = self.repository.read_neighbours(near, &mut sealed, &mut |sealed| {
-                if let Some((location, chunks, begun)) = begun.next()
-                    && let Ok(block) = self.decode(&location, sealed)
-                {
+        let (mut loaded, mut left) = (Vec::new(), wanted);
+        while !left.is_empty() {
+            let begin =
+                |(block, chunks): &(BlockLocation, _)| Some((*block, *chunks, self.blocks.blocks.begin(block)?));
+            let begun: Vec<_> = left.iter().map_while(begin).collect();
+            left = left.get(begun.len() + 1..).unwrap_or_default();
+            let blocks: Vec<_> = begun.iter().map(|(block, ..)| *block).collect();
+            let (mut part, mut stored) = (self.buffers.work(), Vec::new());
+            let mut collect = |bytes: &[u8]| stored.extend_from_slice(bytes);
+            let read = self.repository.read_neighbours(&blocks, &mut part, &mut collect);
+            self.buffers.give_work(part);
+            let failed = read.err().zip(blocks.first());
+            let failed = failed.map(|(e, first)| Error::block(first, BlockProblem::Read(e))).filter(|e| !e.is_lost());
+            let mut rest = stored.as_slice();
+            // Decoding may wait for other reads, so it begins when the connection is free.
+            for (location, chunks, begun) in begun {
+                let Some((sealed, after)) = rest.split_at_checked(location.length as usize) else {
+                    // To wait for the target once more would not help.
+                    if let Some(error) = &failed {
+                        let _ = begun.end(Err(error.clone()));
+                    }
+                    continue;
+                };
+                rest = after;
+                if let Ok(block) = self.decode(&location, sealed) {
                     chunks.iter().for_each(|chunk| _ = block.chunk(chunk.start, chunk));
                     let _ = begun.end(Ok(Arc::new(block)));
                     loaded.push(location);
                 }
-            });
-            if read.is_err() {
-                break;
             }
         }
-        self.buffers.give_work(sealed);
         loaded
     }
 
@@ -431,10 +440,4 @@ impl Block {
         }
         Ok(bytes)
     }
-}
-
-/// The number of bytes between two blocks of a pack, if these are read with one request.
-pub(super) fn gap(block: &BlockLocation, next: &BlockLocation) -> Option<u64> {
-    let end = block.offset.checked_add(block.length.into()).filter(|_| block.pack == next.pack)?;
-    next.offset.checked_sub(end).filter(|gap| *gap <= GAP)
 }

@@ -42,7 +42,7 @@ enum End<V, E> {
     GivenUp,
 }
 
-/// What there is of a value.
+/// State of a value: cached, being loaded, or to be loaded by the caller.
 enum Claim<'c, K: Hash + Eq + Clone, V: Weigh, E: Clone> {
     Cached(Arc<V>),
     /// The caller is to load it.

@@ -9,13 +9,13 @@ use std::thread;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use super::blocks::{Core, gap};
+use super::blocks::Core;
 use crate::format::{BlockLocation, ChunkRef, PackId};
 
 /// Minimum size of files that are prefetched from the start, and whose ciphertext leaves the page cache after reading.
 pub(super) const LARGE: u64 = 4 << 20;
 /// Maximum length of the queue; requests beyond it are dropped.
-const MAX_QUEUED: usize = 32;
+const MAX_QUEUED: usize = 128;
 /// Maximum number of threads that read from this machine.
 const MAX_THREADS: usize = 4;
 /// Number of threads that read from a server. They mostly wait for it.
@@ -29,7 +29,7 @@ pub(super) struct PrefetchRequest {
     pub(super) until: Until,
 }
 
-/// Blocks of a pack, in ascending order of their offsets, to be read with one request.
+/// Blocks that follow each other in a pack, to be read with one request.
 type Neighbours = Vec<PrefetchRequest>;
 
 /// When a request expires.
@@ -89,7 +89,7 @@ impl Reach {
         }
     }
 
-    /// For a repository on a server: each read takes a round trip, unless it is joined with others, up to so many bytes.
+    /// For a repository on a server: each read takes a round trip. Reads of neighbours are joined, up to so many bytes.
     pub(super) fn remote(joined: usize) -> Reach {
         Reach {
             threads: REMOTE_THREADS,
@@ -121,13 +121,16 @@ impl Prefetch {
             return;
         }
         let queue = self.queue.get_or_init(|| start(core, self.reach.threads));
-        for neighbours in joined(requests, self.reach.joined) {
+        // Copies on disk do not wait for blocks of the server.
+        let (near, far): (Vec<_>, _) =
+            requests.into_iter().partition(|request| core.repository.has_copy(&request.block));
+        for neighbours in joined(near, 0).into_iter().chain(joined(far, self.reach.joined)) {
             let _ = queue.try_send(neighbours);
         }
     }
 }
 
-/// Joins requests for blocks that are near each other in a pack, up to `most` bytes. Packs stay in the order of their first
+/// Joins requests for blocks that follow each other in a pack, up to `most` bytes. Packs stay in the order of their first
 /// requests.
 fn joined(mut requests: Vec<PrefetchRequest>, most: usize) -> Vec<Neighbours> {
     let packs: Vec<_> = requests.iter().map(|request| request.block.pack).collect();
@@ -135,11 +138,14 @@ fn joined(mut requests: Vec<PrefetchRequest>, most: usize) -> Vec<Neighbours> {
     requests.sort_by_cached_key(|request| (first(request.block.pack), request.block.offset));
     let (mut runs, mut bytes): (Vec<Neighbours>, u64) = (Vec::new(), 0);
     for request in requests {
-        let length = u64::from(request.block.length);
-        let last = runs.last_mut().and_then(|run| gap(&run.last()?.block, &request.block).map(|gap| (run, gap)));
-        match last {
-            Some((run, gap)) if bytes + gap + length <= most as u64 => {
-                bytes += gap + length;
+        let BlockLocation { pack, offset, length } = request.block;
+        let length = u64::from(length);
+        let follows = |PrefetchRequest { block, .. }: &PrefetchRequest| {
+            block.pack == pack && block.offset.checked_add(block.length.into()) == Some(offset)
+        };
+        match runs.last_mut() {
+            Some(run) if bytes + length <= most as u64 && run.last().is_some_and(follows) => {
+                bytes += length;
                 run.push(request);
             }
             _ => {
@@ -203,11 +209,10 @@ mod tests {
             let offsets = |run: &Neighbours| run.iter().map(|one| one.block.offset).collect::<Vec<_>>();
             runs.iter().map(offsets).collect::<Vec<_>>()
         };
-        let far = 1 << 20;
-        let blocks = [(one, 30, 10), (one, 10, 20), (other, 40, 5), (one, 45, 10), (one, far, 1), (other, 0, 40)];
-        assert_eq!(runs(&blocks, 100), [vec![10, 30, 45], vec![far], vec![0, 40]]);
-        assert_eq!(runs(&blocks, 44), [vec![10, 30], vec![45], vec![far], vec![0], vec![40]]);
-        assert_eq!(runs(&blocks, 0), [[10], [30], [45], [far], [0], [40]]);
+        let blocks = [(one, 30, 10), (one, 10, 20), (other, 40, 5), (one, 40, 10), (one, 51, 1), (other, 0, 40)];
+        assert_eq!(runs(&blocks, 100), [vec![10, 30, 40], vec![51], vec![0, 40]]);
+        assert_eq!(runs(&blocks, 30), [vec![10, 30], vec![40], vec![51], vec![0], vec![40]]);
+        assert_eq!(runs(&blocks, 0), [[10], [30], [40], [51], [0], [40]]);
         assert_eq!(runs(&[(one, u64::MAX, 7), (one, 6, 1)], 100), [[6], [u64::MAX]]);
         assert!(runs(&[], 100).is_empty());
     }

@@ -150,8 +150,8 @@ impl Repository {
         Ok(self.target.read(&name::pack(block.pack), block.offset, length, bytes)?)
     }
 
-    /// Reads blocks of a pack, in ascending order of their offsets, and what is between them, if possible with one request. Calls
-    /// `take` with the stored bytes of each block, in this buffer. After an error, some may have been taken.
+    /// Reads blocks that follow each other in a pack, if possible with one request. Calls `take` with the stored bytes of each, in
+    /// this buffer. After an error, some may have been taken.
     pub fn read_neighbours(
         &self,
         blocks: &[crate::format::BlockLocation],
@@ -159,25 +159,14 @@ impl Repository {
         take: &mut dyn FnMut(&[u8]),
     ) -> Result<(), Error> {
         let Some(first) = blocks.first() else { return Ok(()) };
-        let (mut lengths, mut are_blocks, mut end) = (Vec::new(), Vec::new(), first.offset);
-        for block in blocks {
-            let between = usize::try_from(block.offset.saturating_sub(end)).unwrap_or(usize::MAX);
-            if between > 0 {
-                lengths.push(between);
-                are_blocks.push(false);
-            }
-            lengths.push(block.length as usize);
-            are_blocks.push(true);
-            end = block.offset.saturating_add(block.length.into());
-        }
-        let mut are_blocks = are_blocks.into_iter();
-        let mut take_blocks = |bytes: &[u8]| {
-            if are_blocks.next() == Some(true) {
-                take(bytes);
-            }
-        };
-        let parts = Parts { offset: first.offset, lengths: &lengths, bytes, take: &mut take_blocks };
+        let lengths: Vec<_> = blocks.iter().map(|block| block.length as usize).collect();
+        let parts = Parts { offset: first.offset, lengths: &lengths, bytes, take };
         Ok(self.target.read_parts(&name::pack(first.pack), parts)?)
+    }
+
+    /// Whether a cache on disk has a copy of a block.
+    pub fn has_copy(&self, block: &crate::format::BlockLocation) -> bool {
+        self.target.has_copy(&name::pack(block.pack), block.offset, block.length as usize)
     }
 
     /// Drops the copy of a block in a cache on disk, because it turned out to be wrong. Returns whether there was one.

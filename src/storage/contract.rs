@@ -119,6 +119,11 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// Hint that much will be transferred soon, so that connections may be opened meanwhile.
     fn widen(&self) {}
 
+    /// Whether there is a copy of these bytes elsewhere than in the object, so that a read of just these is fast.
+    fn has_copy(&self, _name: &str, _offset: u64, _length: usize) -> bool {
+        false
+    }
+
     /// Drops the copy of these bytes that is kept elsewhere than in the object, because they turned out to be wrong. Returns
     /// whether there was one, so that reading them again may help.
     fn drop_copy(&self, _name: &str, _offset: u64, _length: usize) -> bool {

@@ -31,7 +31,7 @@ use crate::sys::{append_at, owner, sync_folder};
 
 use super::contract::{Capabilities, Ended, ObjectInfo, Stamp, Storage};
 use super::error::{Error, ErrorKind};
-use super::layout::{DEPTH, LOST_AND_FOUND, TEMPORARY, folder_of, temporary_name, writer_of};
+use super::layout::{DEPTH, LOST_AND_FOUND, TEMPORARY, folder_of, is_beyond_files, temporary_name, writer_of};
 use super::place::{FOLDER, Root, beneath, is_empty};
 use super::spool::Home;
 use super::spool::Spool;
@@ -405,6 +405,9 @@ impl Storage for DirectoryStorage {
     fn read(&self, name: &str, offset: u64, length: usize, bytes: &mut Vec<u8>) -> Result<(), Error> {
         let failed = |e| self.explain(Error::reading(name, e));
         let file = self.file(name)?;
+        if is_beyond_files(offset, length) {
+            return Err(Error::truncated(name));
+        }
         bytes.clear();
         bytes.reserve_exact(length);
         while bytes.len() < length {

@@ -161,7 +161,7 @@ impl Storage for DiskCache {
             }
             let mut next = offset.saturating_add(*first as u64);
             let is_missing = |length: &&usize| {
-                let is_missing = !folder.join(range_name(next, **length)).exists();
+                let is_missing = !self.has_copy(name, next, **length);
                 next = next.saturating_add(**length as u64);
                 is_missing
             };
@@ -222,6 +222,10 @@ impl Storage for DiskCache {
         if !self.marked().contains(name) && mark(&folder.join(PREFERRED)).is_ok() {
             self.marked().insert(name.to_owned());
         }
+    }
+
+    fn has_copy(&self, name: &str, offset: u64, length: usize) -> bool {
+        self.folder(name).is_some_and(|folder| folder.join(range_name(offset, length)).exists())
     }
 
     fn drop_copy(&self, name: &str, offset: u64, length: usize) -> bool {
@@ -427,6 +431,9 @@ mod tests {
         let (taken, _, result) = read(PACKS[1], &[800, 200]);
         assert_eq!((taken, result), (vec![800], Err(ErrorKind::Truncated)));
         assert_eq!(read(PACKS[1], &[800]), (vec![800], vec![], Ok(())));
+        let copies = [(0, PACKS[1], 800), (1, PACKS[1], 800), (0, PACKS[2], 800), (0, INDEX, 10)];
+        let has = copies.map(|(at, name, length)| cache.has_copy(name, 100 - at, length));
+        assert_eq!(has, [true, false, false, false]);
     }
 
     #[test]

@@ -35,3 +35,8 @@ pub(super) fn writer_of(name: &str) -> Option<Uuid> {
     Uuid::try_parse(id.strip_prefix('-')?).ok()?;
     Uuid::try_parse(run).ok()
 }
+
+/// Whether no file is so long that it has this range.
+pub(super) fn is_beyond_files(offset: u64, length: usize) -> bool {
+    offset.checked_add(length as u64).is_none_or(|end| i64::try_from(end).is_err())
+}

@@ -142,6 +142,11 @@ impl Target {
         self.storage.prefer(name);
     }
 
+    /// Whether a cache on disk has a copy of these bytes.
+    pub fn has_copy(&self, name: &str, offset: u64, length: usize) -> bool {
+        self.storage.has_copy(name, offset, length)
+    }
+
     /// Drops the copy of these bytes in a cache on disk, because they turned out to be wrong. Returns whether there was one.
     pub fn drop_copy(&self, name: &str, offset: u64, length: usize) -> bool {
         self.storage.drop_copy(name, offset, length)

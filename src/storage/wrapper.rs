@@ -20,7 +20,7 @@ pub enum Operation {
     Spool,
     /// [`Storage::store`]
     Store,
-    /// [`Storage::read`]
+    /// [`Storage::read`], [`Storage::read_parts`] and [`Storage::get`]
     Read,
     /// [`Storage::length`] and [`Storage::stamp`]
     Length,
@@ -115,7 +115,8 @@ pub(super) trait Wrapper: Send + Sync + fmt::Debug {
             progress.set(taken > 0);
             lengths = lengths.get(taken..).unwrap_or_default();
             offset += read;
-            result.map(|()| read)
+            // What the server did after the last part does not matter.
+            if lengths.is_empty() { Ok(read) } else { result.map(|()| read) }
         })
     }
 }
@@ -168,6 +169,10 @@ impl<W: Wrapper> Storage for W {
 
     fn widen(&self) {
         self.inner().widen();
+    }
+
+    fn has_copy(&self, name: &str, offset: u64, length: usize) -> bool {
+        self.inner().has_copy(name, offset, length)
     }
 
     fn drop_copy(&self, name: &str, offset: u64, length: usize) -> bool {

@@ -46,7 +46,6 @@ use super::contract::{Capabilities, ObjectInfo, Stamp, Storage};
 use super::error::{Error, ErrorKind};
 use super::layout::{DEPTH, LOST_AND_FOUND, MOST, TEMPORARY, temporary_beside, writer_of};
 use super::netrc::Login;
-use super::parts::{JOINED, Parts};
 use super::remote::{FEW, Remote};
 use super::spool::{Spool, Spools};
 
@@ -439,7 +438,6 @@ impl Storage for FtpStorage {
         ];
         Capabilities {
             lanes: self.pool.most(),
-            joined: JOINED,
             shortcomings: known.into_iter().filter(|(is_so, _)| *is_so).map(|(_, words)| words).collect(),
             ..Capabilities::default()
         }
@@ -483,16 +481,6 @@ impl Storage for FtpStorage {
     fn read(&self, name: &str, offset: u64, length: usize, bytes: &mut Vec<u8>) -> Result<(), Error> {
         let mut session = self.take("read", name)?;
         self.read_range(&mut session, name, (offset, length), bytes)
-    }
-
-    fn read_parts(&self, name: &str, mut parts: Parts<'_>) -> Result<(), Error> {
-        let (mut all, length) = (Vec::new(), usize::try_from(parts.length()).unwrap_or(usize::MAX));
-        if all.try_reserve_exact(length).is_err() {
-            return parts.one_by_one(|offset, length, bytes| self.read(name, offset, length, bytes));
-        }
-        self.read(name, parts.offset, length, &mut all)?;
-        let is_all = parts.read_from(&mut all.as_slice()).unwrap_or_default();
-        if is_all { Ok(()) } else { Err(Error::truncated(name)) }
     }
 
     fn length(&self, name: &str) -> Result<u64, Error> {

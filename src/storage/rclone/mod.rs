@@ -169,10 +169,13 @@ impl RcloneStorage {
 
     fn read_range(&self, name: &str, mut parts: Parts<'_>) -> Result<(), Failure> {
         let short = || Failure::new(ErrorKind::Truncated, "it is shorter than expected");
-        parts.bytes.clear();
         let end = parts.end().ok_or_else(short)?;
-        let Some(range) = parts.range().ok_or_else(short)? else {
-            return if self.object(name)?.length()? >= end { Ok(()) } else { Err(short()) };
+        let Some(range) = parts.range() else {
+            if self.object(name)?.length()? >= end {
+                parts.take_empty();
+                return Ok(());
+            }
+            return Err(short());
         };
         let mut answer = self.rclone.get(name, &range)?;
         if answer.length_of_whole(parts.offset).is_some_and(|total| total >= end) {

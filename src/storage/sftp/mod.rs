@@ -44,7 +44,7 @@ use wire::{Attributes, FileKind, Mode, Request, Status};
 
 use super::contract::{Capabilities, Ended, ObjectInfo, Stamp, Storage};
 use super::error::{Error, ErrorKind};
-use super::layout::{DEPTH, LOST_AND_FOUND, MOST, TEMPORARY, folder_of, temporary_beside, writer_of};
+use super::layout::{DEPTH, LOST_AND_FOUND, MOST, TEMPORARY, folder_of, is_beyond_files, temporary_beside, writer_of};
 use super::remote::Remote;
 use super::spool::{Spool, Spools};
 
@@ -392,6 +392,9 @@ impl Storage for SftpStorage {
     /// Reads share connections, since a further login takes longer. At most 2 MiB are under way in one ssh connection, so others
     /// are opened in the background for large reads.
     fn read(&self, name: &str, offset: u64, length: usize, bytes: &mut Vec<u8>) -> Result<(), Error> {
+        if is_beyond_files(offset, length) {
+            return Err(Error::truncated(name));
+        }
         let session = match length {
             LARGE_READ.. => self.pool.share_and_grow().map_err(|failure| failure.into_error("read", name))?,
             _ => self.share("read", name)?,

@@ -155,9 +155,13 @@ impl SwiftStorage {
 
     fn read_range(&self, name: &str, parts: Parts<'_>) -> Result<(), Failure> {
         let short = || Failure::new(ErrorKind::Truncated, "it is shorter than expected");
-        parts.bytes.clear();
-        let Some(range) = parts.range().ok_or_else(short)? else {
-            return if self.object(name)?.0 >= parts.offset { Ok(()) } else { Err(short()) };
+        let end = parts.end().ok_or_else(short)?;
+        let Some(range) = parts.range() else {
+            if self.object(name)?.0 >= end {
+                parts.take_empty();
+                return Ok(());
+            }
+            return Err(short());
         };
         let mut answer = self.container.get(&self.address.name_of(name), Some(&range))?;
         // An empty object has no ranges.

@@ -412,7 +412,7 @@ impl WebdavStorage {
 
     fn read_range(&self, name: &str, mut parts: Parts<'_>) -> Result<(), Failure> {
         let short = || Failure::new(ErrorKind::Truncated, "it is shorter than expected");
-        let range = parts.range().flatten().ok_or_else(short)?;
+        let range = parts.end().and_then(|_| parts.range()).ok_or_else(short)?;
         let mut answer = self.server.get(&self.path(name), Some(&range))?;
         if answer.status == 206 || answer.length_of_whole(parts.offset).is_some() {
             return Ok(answer.read_range(parts)?);
@@ -492,10 +492,12 @@ impl Storage for WebdavStorage {
     }
 
     fn read_parts(&self, name: &str, parts: Parts<'_>) -> Result<(), Error> {
-        parts.bytes.clear();
         if parts.length() == 0 {
-            // Not a range in HTTP.
-            return if self.object(name)?.0 >= parts.offset { Ok(()) } else { Err(Error::truncated(name)) };
+            if self.object(name)?.0 >= parts.offset {
+                parts.take_empty();
+                return Ok(());
+            }
+            return Err(Error::truncated(name));
         }
         self.read_range(name, parts).map_err(|failure| self.explain(failure, "read", name))?;
         self.note_seen();
