@@ -25,7 +25,8 @@
 //! Subtrees, extent nodes and chunks that are used several times are checked once: the time of a check is bounded by the
 //! stored data, however often a snapshot refers to it. Memory: the caches of the reader, about 50 bytes per pack, and 3
 //! bits per chunk. Only for parts of trees whose packs are in no index, or differ from it, a set is kept. No more of a
-//! pack is read than the length in the signed index.
+//! pack is read than the length in the signed index. Of a server, up to 8 packs are read at the same time, each in parts of
+//! about 5 MiB.
 
 mod census;
 mod content;

@@ -55,8 +55,8 @@ impl Buffers {
     }
 }
 
-/// The size of the buffer for this many bytes of plaintext. Rounds up to one of a few sizes, so that a free buffer soon fits again. Blocks of small files are packed close to these
-/// sizes.
+/// The size of the buffer for this many bytes of plaintext. Rounds up to one of a few sizes, so that a free buffer soon fits
+/// again. Blocks of small files are packed close to these sizes.
 pub(super) fn round_up(length: usize) -> usize {
     match length {
         0..LARGE => length,

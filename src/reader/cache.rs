@@ -1,7 +1,8 @@
 //! An LRU cache with a limit in bytes.
 //!
 //! Concurrent requests for a missing key load it once and share the result. All of them get the error if the load fails;
-//! errors are not cached. If a load is given up, or panics, another one begins. A value larger than the whole cache is returned and not cached.
+//! errors are not cached. If a load is given up, or panics, another one begins. A value larger than the whole cache is
+//! returned and not cached.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -287,6 +288,7 @@ mod tests {
         assert_eq!(cache.get(&2, || Err("no")), Err("no"));
         assert_eq!(get(&cache, 2, 5).len(), 5);
     }
+
     #[test]
     fn a_load_that_is_given_up_or_panics_is_made_by_a_thread_that_waits() {
         let cache = ByteCache::new(10_000);

@@ -100,6 +100,7 @@ pub(super) trait Wrapper: Send + Sync + fmt::Debug {
             result.and(settled).map(|()| 0)
         })
     }
+
     /// Makes [`Storage::read_parts`] on the inner storage. Each try is for the parts that are not taken yet.
     fn around_parts(&self, name: &str, parts: Parts<'_>) -> Result<(), Error> {
         let Parts { mut offset, mut lengths, bytes, take } = parts;
