@@ -355,18 +355,19 @@ fn an_interrupt_ends_the_uploads_of_a_backup(read: u64) {
         let bytes: u64 = counts.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap().parse().unwrap();
         bytes >= read * MIB as u64 && stored() > 0
     });
-    let (begun, before) = (Instant::now(), stored());
+    let begun = Instant::now();
     backup.send(Signal::TERM);
     backup.ends_with(130);
     let took = begun.elapsed();
     assert!(took < Duration::from_secs(6), "{took:?}");
     assert!(backup.said().contains("interrupted; stored content is kept"), "{}", backup.said());
     assert!(stored() < 5, "all of it was stored");
+    let kept: u64 = packs().iter().map(|path| fs::metadata(path).unwrap().len()).sum();
     // What was stored is used, and nothing else is left.
     let summary = site.backup(&[]).ok().json();
     let left = number(&summary, "data_bytes");
-    // About a block of each pack is stored again.
-    assert!(left <= (80 - 14 * before as u64) << 20, "{before} packs were stored, and then {left} bytes");
+    // Stored bytes include padding and the framing of blocks, together less than 3 %.
+    assert!(left + kept <= 82 << 20, "{kept} bytes were kept, and then {left} stored");
     assert!(packs().iter().all(|path| !path.to_string_lossy().contains(".tmp-")), "{:?}", packs());
     let check = site.brackfs(&["check", "--read-data"]).ok();
     assert_eq!(check.stderr, "", "{check}");

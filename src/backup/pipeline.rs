@@ -242,7 +242,7 @@ impl Following<'_, '_> {
             Err(Error::Interrupted) => true,
             followed => followed.map(|()| false)?,
         };
-        // The walk ends early, too. What it still sends is not needed.
+        // The walk notices the interrupt by itself. Until it ends, its events are discarded.
         while is_interrupted && watch.calls.receive(&events).is_some() {}
         if watch.calls.are_abandoned() {
             // The walk, or a thread that it waits for, may never end.

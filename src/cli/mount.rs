@@ -34,10 +34,10 @@ use crate::sys;
 /// With SNAP, the top of the mount is that snapshot, or the directory PATH in it. The mount is read-only. Data is
 /// fetched, decrypted and verified when it is read; damage is an input/output error (EIO).
 ///
-/// Once the mount is ready, the program continues in the background. It then writes messages about damaged files to
-/// mount.log, in the repository's folder in the state directory, each at most once an hour. If several files need the same
-/// lost pack, it names one of them. A log of more than 1 MiB is renamed to mount.log.old. If the state directory is not
-/// writable, there is no log.
+/// Once the mount is ready, the program continues in the background. Messages about damaged files then go to mount.log in
+/// the repository's folder in the state directory. Each is written at most once an hour. If several files need the same lost
+/// pack, only one of them is named. A log of more than 1 MiB is renamed to mount.log.old. If the state directory is
+/// read-only, no log is written.
 ///
 /// To unmount, use brackfs umount, umount or fusermount3 -u, or send SIGINT, SIGTERM or SIGHUP. If the mount is in use, a
 /// signal detaches it, and it ends after its last use; a second signal ends it at once. If the program was killed, umount or

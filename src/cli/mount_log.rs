@@ -34,7 +34,7 @@ struct Inner {
     recent: Mutex<Recent>,
 }
 
-/// Messages written in the current period. Each is known by the digest of what it is about.
+/// Digests of the subjects of the messages that were written in the current period.
 struct Recent {
     since: Instant,
     messages: HashSet<Digest>,

@@ -176,7 +176,7 @@ impl<'a> Settings<'a> {
         if words.first().is_some_and(|program| !program.is_empty()) {
             return Some(words);
         }
-        // Words that are no text were reported already.
+        // Words that are not strings are mistakes that `list` has reported.
         if self.mistakes() == before
             && let Some(value) = self.find(key)
         {

@@ -325,9 +325,9 @@ impl Core {
         self.blocks.blocks.get(location, || self.fetch(location))
     }
 
-    /// Loads blocks that follow each other in a pack, and verifies chunks in them. Blocks that are cached or being loaded are left
-    /// out; the others between two of them are read with one request. Returns the blocks that were loaded. Readers that need
-    /// another one load it themselves, and get its error.
+    /// Loads blocks that follow each other in a pack, and verifies chunks in them. Skips blocks that are cached or being loaded;
+    /// each run of the others is read with one request. Returns the blocks that were loaded. A reader that needs one of the
+    /// others loads it itself, or gets the error if the target is away.
     pub(super) fn load_neighbours(&self, wanted: &[(BlockLocation, &[ChunkRef])]) -> Vec<BlockLocation> {
         let (mut loaded, mut left) = (Vec::new(), wanted);
         while !left.is_empty() {

@@ -318,7 +318,7 @@ impl<'a> BlockStore<'a> {
         self.packer.commit()
     }
 
-    /// Ends a run without a snapshot: commits what is stored. If the run is to stop, drops what is not stored soon.
+    /// Ends a run without a snapshot: commits the stored packs. After an interrupt, the others are dropped within seconds.
     pub(super) fn keep_stored(&mut self) -> Result<(), Error> {
         self.hand_over_chunks()?;
         self.packer.keep_stored()

@@ -340,7 +340,7 @@ impl<'a> Nodes<'a> {
         self.blocks.commit()
     }
 
-    /// Ends a run without a snapshot: commits what is stored. If the run is to stop, drops what is not stored soon.
+    /// Ends a run without a snapshot: commits the stored packs. After an interrupt, the others are dropped within seconds.
     pub(in crate::backup) fn keep_stored(&mut self) -> Result<(), Error> {
         match self.drain() {
             Ok(()) | Err(Error::Interrupted) => self.blocks.keep_stored(),

@@ -116,8 +116,8 @@ impl<'a> Packer<'a> {
         self.publisher.is_commit_due()
     }
 
-    /// Ends a run without a snapshot: commits what is stored. If the run is to stop, packs that are not stored soon are dropped, and
-    /// the run counts as unfinished, so that the next one removes what it left. No block may be with the sealers until then.
+    /// Ends a run without a snapshot: commits the stored packs. After an interrupt, the others are dropped within seconds. The run
+    /// then counts as unfinished, so the next one removes its temporary files. No block may be with the sealers.
     pub(super) fn keep_stored(&mut self) -> Result<(), Error> {
         match self.store_packs() {
             Ok(()) => self.catalog().set_finished()?,

@@ -30,9 +30,9 @@ use crate::threads::{TooFew, start};
 /// Bytes at which a pack is stored.
 const PACK_SIZE: u64 = 16 << 20;
 
-/// Time limit for storing what has been read when a run is to stop.
+/// How long uploads may go on after an interrupt.
 const LAST_UPLOADS: Duration = Duration::from_secs(1);
-/// Time between two looks at whether a run is to stop, for a thread that waits for others.
+/// Time between two looks for an interrupt, in a thread that waits for others.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// A block to be sealed.
@@ -149,7 +149,7 @@ impl<'t> Sealing<'t> {
         }
     }
 
-    /// Whether the run is to stop, and what is not stored by now is given up.
+    /// Whether the run was interrupted, and its time for uploads is over.
     pub(super) fn is_cut_off(&self) -> bool {
         self.packs.is_cut_off()
     }
@@ -284,7 +284,7 @@ impl<'t> OpenPacks<'t> {
         OpenPacks { packs, data, tree, full, stop, cut_off: CutOff::default() }
     }
 
-    /// Whether the run is to stop, and its time for uploads is over. The time begins when a thread that waits looks first.
+    /// The same. The time begins when a waiting thread first notices the interrupt.
     fn is_cut_off(&self) -> bool {
         if self.stop.load(Ordering::Relaxed) {
             self.cut_off.set(LAST_UPLOADS);
