@@ -186,3 +186,15 @@ fn snapshots_of_an_unchanged_tree_are_searched_by_their_roots() {
     assert_eq!(found(&site, &["f1", "changes"]).len(), 7);
     assert_eq!(found(&site, &["f*"]).len(), 300);
 }
+
+#[test]
+fn a_number_sign_at_the_start_is_part_of_the_name() {
+    let site = ready();
+    site.write("#recycle/f", "x");
+    site.write("kept", "x");
+    backup(&site);
+    assert_eq!(found(&site, &["#rec*"]), ["0:#recycle/"]);
+    site.brackfs(&["find", ""]).code(2);
+    site.backup(&["--exclude", "#recycle"]).ok();
+    assert_eq!(site.brackfs(&["ls", "latest"]).ok().stdout, "kept\n");
+}

@@ -156,7 +156,8 @@ pub(super) struct Args {
     exclude: Vec<String>,
     /// Exclude paths that match a line of FILE, written like a .gitignore (repeatable)
     ///
-    /// These patterns come before those of --exclude, which can undo them.
+    /// Lines that begin with # are comments; on the command line, # has no special meaning. These patterns come before those
+    /// of --exclude, which can undo them.
     #[arg(help_heading = EXCLUSION, long, value_name = "FILE")]
     exclude_from: Vec<PathBuf>,
     /// Exclude the content of directories with a valid CACHEDIR.TAG, except for that file
@@ -211,7 +212,8 @@ pub(super) struct Args {
     compression: i32,
     /// Commit stored data this often; a killed run loses at most this much work
     ///
-    /// DURATION is a number with ms, s, m, h or d. Shorter intervals make more objects in the repository and more disk syncs.
+    /// DURATION is a number of seconds, or one with ms, s, m, h, d or w. Shorter intervals make more objects in the
+    /// repository and more disk syncs.
     #[arg(help_heading = RESOURCES, long, value_name = "DURATION", default_value = "60s", value_parser = parse_duration)]
     commit_interval: Duration,
     /// Make no snapshot if the source lost more than PERCENT of its files
@@ -260,7 +262,7 @@ pub(super) struct Args {
     settle_max: Duration,
     /// If another run is writing to the repository, wait up to DURATION, then exit with code 11
     ///
-    /// DURATION is a number with ms, s, m, h or d, such as 90s, 10m or 1h30m.
+    /// DURATION is a number of seconds, or one with ms, s, m, h, d or w, such as 90s, 10m or 1h30m.
     #[arg(help_heading = RESOURCES, long, value_name = "DURATION", default_value = "0s", value_parser = parse_duration)]
     wait_lock: Duration,
     /// Read and verify up to SIZE of packs that have not been checked for a month; 0 disables this

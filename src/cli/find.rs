@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::ValueEnum;
+use clap::builder::NonEmptyStringValueParser;
 use serde_json::json;
 
 use super::entry;
@@ -25,7 +26,8 @@ use crate::quantity::parse_size;
 /// the middle, it matches paths from the snapshot's root. * and ? do not match a /, ** does, and {a,b} matches a or b. A / at
 /// the end matches only directories. With several patterns, an entry is printed if any of them matches.
 ///
-/// Each line is SNAP:PATH, which cat, restore and mount accept, with the newest snapshot of each source first. An entry of an
+/// Each line is SNAP:PATH, which cat, restore and mount accept, with the newest snapshot of each source first. Use --json for
+/// names with newlines. An entry of an
 /// older snapshot is not printed if a newer one has the same path with the same kind, time and content; brackfs versions
 /// shows which snapshots have the same version. Directories that are unchanged in the next newer snapshot are not read, so a
 /// search in all snapshots takes little longer than in one, and memory does not grow with their number.
@@ -43,7 +45,7 @@ pub(super) struct Args {
     #[command(flatten)]
     disk: DiskCacheArgs,
     /// Find names or paths that match this pattern
-    #[arg(value_name = "PATTERN", required = true)]
+    #[arg(value_name = "PATTERN", required = true, value_parser = NonEmptyStringValueParser::new())]
     patterns: Vec<String>,
     /// Ignore case in patterns
     #[arg(short, long)]
@@ -69,7 +71,7 @@ pub(super) struct Args {
     /// Print only files of less than SIZE bytes
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     smaller: Option<u64>,
-    /// Print mode, link count, owner, group, size in bytes, and modification time in UTC
+    /// Print mode, link count, owner, group, size in bytes, and modification time in the local time zone
     #[arg(short)]
     long: bool,
     /// Print one JSON object for each entry

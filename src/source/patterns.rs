@@ -2,12 +2,13 @@
 //!
 //! A pattern with a `/` at its start or in the middle is anchored at the root; others match at any depth. A `/` at the
 //! end restricts a pattern to directories, `!` negates an earlier match, `**` matches any number of directories. Empty
-//! patterns and those that begin with `#` are ignored (`\#` is a literal `#`). In addition, `{a,b}` matches
-//! alternatives.
+//! patterns are ignored. In addition, `{a,b}` matches alternatives.
 //!
-//! A file of patterns has one pattern per line. Trailing blanks are removed unless escaped with a backslash. A byte
-//! order mark and carriage returns at line ends are ignored.
+//! A file of patterns has one pattern per line. Lines that begin with `#` are comments (`\#` is a literal `#`). Trailing
+//! blanks are removed unless escaped with a backslash. A byte order mark and carriage returns at line ends are ignored.
+//! Outside of a file, both characters are literal: shells and TOML have comments of their own.
 
+use std::borrow::Cow;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -27,6 +28,19 @@ impl Pattern {
     /// A pattern outside of a file.
     pub fn new(glob: impl Into<String>) -> Self {
         Pattern { glob: glob.into(), place: None }
+    }
+
+    /// The pattern as a line of a `.gitignore`.
+    fn line(&self) -> Cow<'_, str> {
+        let glob = self.glob.as_str();
+        if self.place.is_some() {
+            return glob.into();
+        }
+        match (glob.starts_with('#'), glob.strip_suffix(' ').filter(|before| !before.ends_with('\\'))) {
+            (false, None) => glob.into(),
+            (true, None) => format!("\\{glob}").into(),
+            (is_escaped, Some(before)) => format!("{}{before}\\ ", if is_escaped { "\\" } else { "" }).into(),
+        }
     }
 
     /// Reads the patterns in a file, in order.
@@ -81,7 +95,7 @@ impl Patterns {
         builder.allow_unclosed_class(false);
         builder.case_insensitive(ignore_case).map_err(|e| bad_pattern(&Pattern::new(""), e))?;
         for pattern in patterns {
-            builder.add_line(None, &pattern.glob).map_err(|e| bad_pattern(pattern, e))?;
+            builder.add_line(None, &pattern.line()).map_err(|e| bad_pattern(pattern, e))?;
         }
         // Each pattern is valid, but all of them together may be too large.
         let all = || Pattern::new(patterns.iter().map(|pattern| pattern.glob.as_str()).collect::<Vec<_>>().join("\n"));
@@ -133,7 +147,17 @@ mod tests {
     #[test]
     fn nothing_is_excluded_without_patterns() {
         assert!(!file(&exclude(&[]), "a"));
-        assert!(exclude(&["", "# nothing"]).patterns.is_none());
+        assert!(exclude(&["", ""]).patterns.is_none());
+    }
+
+    #[test]
+    fn number_signs_and_blanks_are_literal_outside_of_a_file() {
+        let e = exclude(&["#recycle", "/two  ", "escaped\\ ", "# ", "\\#both"]);
+        for name in ["#recycle", "a/#recycle", "two  ", "escaped ", "# ", "#both"] {
+            assert!(file(&e, name), "{name}");
+        }
+        assert!(!file(&e, "recycle") && !file(&e, "two") && !file(&e, "escaped") && !file(&e, "#"));
+        assert!(directory(&exclude(&["blank /"]), "blank "));
     }
 
     #[test]
