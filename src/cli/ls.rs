@@ -1,28 +1,32 @@
 //! `brackfs ls`
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use serde_json::json;
 
 use super::entry;
-use super::exit::Usage;
+use super::exit::{self, Usage};
 use super::global::Global;
 use super::output;
 use super::reader_args::{DiskCacheArgs, DiskCaching, ReaderArgs, SMALL_CACHE, select};
 use super::repository_arg::Use;
 use super::show;
 use crate::archive::{Archive, EntryHandle, Selector, SnapshotDirectory, TreeWalk, WalkStep};
+use crate::failure::{Failure, FailureKind};
 use crate::format::Kind;
+use crate::monitor::Monitor;
 
 /// List files in a snapshot
 ///
 /// For a directory, its entries are listed; anything else is listed as a single entry. Each line has one name, unchanged
 /// except for control characters, which are escaped on a terminal. Use --json for names with newlines. Only the directories
-/// on the path are read.
+/// on the path are read. With -R, a subdirectory that cannot be read is reported, the others are listed, and the exit code
+/// is 1.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -60,15 +64,23 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let snapshot = select(&*archive, &selector, &monitor)?;
     let listed = archive.at_path(&snapshot, &selector.path)?;
     let mut out = std::io::BufWriter::new(output::stdout());
-    match listed.directory() {
-        Some(top) => list(&*archive, top, args, &mut out)?,
-        None => print(&listed, b"", args, &mut out)?,
-    }
+    let problems = match listed.directory() {
+        Some(top) => list(&*archive, top, args, &monitor, &mut out)?,
+        None => print(&listed, b"", args, &mut out).map(|()| 0)?,
+    };
     out.flush()?;
-    Ok(ExitCode::SUCCESS)
+    exit::of_problems(problems)
 }
 
-fn list(archive: &dyn Archive, top: SnapshotDirectory, args: &Args, out: &mut dyn Write) -> Result<()> {
+/// Lists a directory. Returns the number of subdirectories that cannot be read, which are reported.
+fn list(
+    archive: &dyn Archive,
+    top: SnapshotDirectory,
+    args: &Args,
+    monitor: &dyn Monitor,
+    out: &mut dyn Write,
+) -> Result<u64> {
+    let mut problems = 0;
     let mut walk = TreeWalk::new(archive, top);
     // The path of the current directory, and the start of each name on it.
     let (mut path, mut begins) = (Vec::new(), Vec::new());
@@ -83,11 +95,19 @@ fn list(archive: &dyn Archive, top: SnapshotDirectory, args: &Args, out: &mut dy
                     walk.enter(below);
                 }
             }
-            WalkStep::Failed(error) => return Err(error.into()),
+            // If the target is away, the others cannot be read either.
+            WalkStep::Failed(error) if walk.depth() == 1 || error.kind() == FailureKind::Unavailable => {
+                return Err(error.into());
+            }
+            WalkStep::Failed(error) => {
+                let place = Path::new(OsStr::from_bytes(&path));
+                monitor.problem(place, &format!("cannot list all of this directory: {error}"));
+                problems += 1;
+            }
             WalkStep::Leave => path.truncate(begins.pop().unwrap_or_default()),
         }
     }
-    Ok(())
+    Ok(problems)
 }
 
 fn print(listed: &EntryHandle, above: &[u8], args: &Args, out: &mut dyn Write) -> Result<()> {
