@@ -153,11 +153,43 @@ fn snapshots_sources_and_paths_are_completed() {
     common::run(make).ok();
     assert_eq!(offered_with(&site, "ls latest:d", &[("BRACKFS_KEY_FILE", &locked)]), nothing);
     assert_eq!(offered_with(&site, "ls latest:d", &[("BRACKFS_KEY_FILE", Path::new("nowhere"))]), nothing);
+    // A pipe without a writer: nothing waits for it.
+    let pipe = site.keys().join("pipe");
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    assert_eq!(offered_with(&site, "ls latest:d", &[("BRACKFS_KEY_FILE", &pipe)]), nothing);
+    // No server is contacted.
+    let (ssh, contacted) = (site.path().join("ssh"), site.path().join("contacted"));
+    fs::write(&ssh, format!("#!/bin/sh\ntouch {}\n", contacted.display())).unwrap();
+    common::set_mode(&ssh, 0o700);
+    for word in ["la", "latest:d"] {
+        let line = format!("ls --repo sftp://host/repo --ssh {} {word}", ssh.display());
+        assert_eq!(offered(&site, &line), nothing);
+        assert!(!contacted.exists(), "{word}");
+    }
     // The repository of the line counts.
     assert_eq!(offered(&site, "ls --repo elsewhere la"), nothing);
     let nowhere = ("BRACKFS_REPOSITORY", Path::new("elsewhere"));
     assert_eq!(offered_with(&site, "ls la", &[nowhere]), nothing);
     assert_eq!(offered_with(&site, "ls --repo repo la", &[nowhere]), ["latest"]);
+}
+
+#[test]
+fn what_was_typed_selects_among_more_than_are_offered() {
+    let names: Vec<_> = (0..1200).map(|number| (format!("d/f{number:04}"), "")).collect();
+    let files: Vec<_> = names.iter().map(|(name, content)| (name.as_str(), *content)).collect();
+    let site = Site::with_files(&files);
+    site.write("e/a\u{1b}[31m", "");
+    site.write("d/z", "");
+    site.init();
+    site.backup(&[]).ok();
+    assert_eq!(offered(&site, "ls latest:d/").len(), 500);
+    assert_eq!(offered(&site, "ls latest:d/f110").len(), 10);
+    assert_eq!(offered(&site, "ls latest:d/f1199"), ["d/f1199"]);
+    assert_eq!(offered(&site, "ls latest:d/z"), ["d/z"]);
+    let nothing: [&str; 0] = [];
+    for none in ["d/A", "d/a", "d/f2", "d/zz", "e/"] {
+        assert_eq!(offered(&site, &format!("ls latest:{none}")), nothing, "{none}");
+    }
 }
 
 #[test]

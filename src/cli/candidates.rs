@@ -15,7 +15,7 @@ use super::global::Global;
 use super::reader_args::{FirstUse, ReaderArgs, SMALL_CACHE};
 use super::repository_arg::RepositoryArg;
 use super::show::local_name_time;
-use crate::archive::{Archive, Selector};
+use crate::archive::{Archive, EntryHandle, Selector, SnapshotDirectory};
 use crate::catalog::{Catalog, Presence, SnapshotRow};
 use crate::crypt::SecretKey;
 use crate::monitor::Silent;
@@ -33,7 +33,7 @@ pub(super) fn snapshots() -> ArgValueCompleter {
     ArgValueCompleter::new(|current: &OsStr| {
         let found = match current.as_bytes().contains(&b':') {
             true => paths(current),
-            false => names_of_snapshots(),
+            false => names_of_snapshots(current),
         };
         beginning_with(current, found)
     })
@@ -123,17 +123,23 @@ impl Line {
     }
 }
 
-fn names_of_snapshots() -> Option<Vec<CompletionCandidate>> {
+fn names_of_snapshots(current: &OsStr) -> Option<Vec<CompletionCandidate>> {
     let rows = Line::typed()?.snapshots()?;
     let mut found = Vec::new();
     found.extend((!rows.is_empty()).then(|| CompletionCandidate::new("latest")));
     let sources: BTreeSet<_> = rows.iter().map(|row| &row.source).collect();
     found.extend(sources.into_iter().map(|source| CompletionCandidate::new(format!("{source}/latest"))));
-    found.extend(rows.iter().take(MOST).map(|row| {
+    found.extend(ids(&rows, current));
+    Some(found)
+}
+
+/// The ids that begin with `current`. If there are too many, those of the newest snapshots.
+fn ids(rows: &[SnapshotRow], current: &OsStr) -> impl Iterator<Item = CompletionCandidate> {
+    let fits = move |row: &&SnapshotRow| row.name.id.short().as_bytes().starts_with(current.as_bytes());
+    rows.iter().filter(fits).take(MOST).map(|row| {
         let about = format!("{} {}", row.source, local_name_time(&row.name.time));
         CompletionCandidate::new(row.name.id.short()).help(Some(about.into()))
-    }));
-    Some(found)
+    })
 }
 
 /// The entries of the directory that `SNAP:PATH` begins with.
@@ -143,27 +149,91 @@ fn paths(current: &OsStr) -> Option<Vec<CompletionCandidate>> {
     line.matches.try_contains_id("key").ok()?;
     let args = ReaderArgs::from_arg_matches(&line.matches).ok()?;
     let place = args.repository.resolve(&line.global).ok()?.location;
-    let repository = Repository::open(&place).ok().filter(|_| !place.is_remote())?;
+    if place.is_remote() {
+        return None;
+    }
+    let repository = Repository::open(&place).ok()?;
     if repository.encrypted() {
-        let key = SecretKey::parse(&std::fs::read(args.key.as_ref()?).ok()?).ok()?;
+        // A pipe or a terminal would be waited for.
+        let file = args.key.as_ref().filter(|file| file.is_file())?;
+        let key = SecretKey::parse(&std::fs::read(file).ok()?).ok()?;
         Some(key).filter(|key| !key.is_locked())?;
     }
     let typed = current.to_str()?;
     let selector = Selector::parse(typed.as_bytes()).ok()?;
     let path = str::from_utf8(&selector.path).ok()?;
-    let directory = path.rfind('/').map_or("", |slash| &path[..=slash]);
+    let (directory, name) = path.split_at(path.rfind('/').map_or(0, |slash| slash + 1));
     let front = typed.strip_suffix(path)?;
     let reader = args.open_in(repository, FirstUse::Refused, &line.global, &Silent, SMALL_CACHE).ok()?;
     let archive: &dyn Archive = &reader;
     let snapshot = archive.select(&selector, &mut |_, _| {}).ok()?.snapshot;
     let listed = archive.at_path(&snapshot, directory.as_bytes()).ok()?;
-    let mut walk = crate::archive::TreeWalk::new(archive, listed.directory()?);
     let mut found = Vec::new();
-    while let Some(crate::archive::WalkStep::Entry(entry)) = walk.step().filter(|_| found.len() < MOST) {
+    for entry in names_from(archive, &listed.directory()?, name.as_bytes())? {
         let slash = if entry.directory().is_some() { "/" } else { "" };
-        if let Ok(name) = str::from_utf8(entry.entry().name) {
+        // A control character would act on the terminal, or end the candidate.
+        if let Some(name) = str::from_utf8(entry.entry().name).ok().filter(|name| !name.contains(char::is_control)) {
             found.push(CompletionCandidate::new(format!("{front}{directory}{name}{slash}")));
         }
     }
     Some(found)
+}
+
+/// The first entries of a directory whose names begin with `prefix`. The directory may be large, so the entries before them
+/// are not read.
+fn names_from(archive: &dyn Archive, directory: &SnapshotDirectory, prefix: &[u8]) -> Option<Vec<EntryHandle>> {
+    // The position of the first one is between these. Names are in ascending order.
+    let (mut from, mut to) = (0, directory.below);
+    while from < to {
+        let middle = from.midpoint(to);
+        match archive.list(directory, middle).ok()?.next() {
+            Some(entry) if entry.entry().name < prefix => from = middle + 1,
+            _ => to = middle,
+        }
+    }
+    let mut found = Vec::new();
+    loop {
+        let (page, before) = (archive.list(directory, from).ok()?, found.len());
+        for entry in page {
+            if found.len() >= MOST || !entry.entry().name.starts_with(prefix) {
+                return Some(found);
+            }
+            found.push(entry);
+        }
+        match (found.len() - before) as u64 {
+            0 => return Some(found),
+            listed => from += listed,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::id::{SnapshotId, SourceId};
+    use crate::format::name::{self, SnapshotName};
+
+    #[test]
+    fn the_id_of_an_old_snapshot_is_completed() {
+        let row = |number: u16| {
+            let mut id = [0; 8];
+            id[..2].copy_from_slice(&number.to_be_bytes());
+            let name =
+                SnapshotName { source: SourceId::random(), sequence: 1, time: name::time(0), id: SnapshotId(id) };
+            SnapshotRow {
+                name,
+                source: "home".into(),
+                labels: Default::default(),
+                files: 0,
+                bytes: 0,
+                stored_bytes: 0,
+                presence: Presence::There,
+                is_held: false,
+                root: Default::default(),
+            }
+        };
+        let rows: Vec<_> = (0..3000).map(row).collect();
+        let count = |current: &str| ids(&rows, current.as_ref()).count();
+        assert_eq!((count(""), count("0"), count("0bb7"), count("0bb8")), (MOST, MOST, 1, 0));
+    }
 }
