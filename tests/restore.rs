@@ -332,8 +332,36 @@ fn patterns_select_the_restored_files() {
     assert_eq!(chosen, (1, "a a/x.c".into()));
     assert_eq!(restored("exclude", &["--exclude", "/a", "--exclude", "z"]), (2, "b b/all b/all/one e e/f".into()));
     assert_eq!(restored("nothing", &["--include", "nowhere"]), (0, String::new()));
+    for (include, noted) in [("nowhere", true), ("z", false), ("e/", false)] {
+        let run = restore(&site, "latest", &site.path().join("both"), &["--include", include, "-n"]).ok();
+        assert_eq!(run.stderr.contains("nothing in the snapshot matches --include"), noted, "{include} {run}");
+    }
     let run = restore(&site, "latest", &site.path().join("bad"), &["--include", "[a"]).code(2);
     assert!(run.stderr.contains("[a"), "{run}");
+}
+
+#[test]
+fn nothing_is_restored_into_the_repository() {
+    let site = ready(&[("packs/f", "f")]);
+    std::os::unix::fs::symlink(site.repo(), site.path().join("link")).unwrap();
+    let before = tree(&site.repo());
+    for to in ["repo", "repo/packs", "repo/new/below", "link/packs", "link"] {
+        for extra in [&["--conflict", "overwrite"][..], &["--dry-run"]] {
+            let run = restore(&site, "latest", &site.path().join(to), extra).code(1);
+            assert!(run.stderr.contains("it is in the repository"), "{to} {run}");
+        }
+    }
+    assert_eq!(tree(&site.repo()), before);
+    restore(&site, "latest", &site.path().join("repository"), &[]).ok();
+}
+
+#[test]
+fn a_dry_run_prints_its_result_without_a_terminal() {
+    let site = ready(&[("a", "one")]);
+    let mut arguments = vec!["restore", "latest", "--to", "out", "-n"];
+    assert!(site.brackfs(&arguments).ok().stderr.contains("would be restored; 0 skipped"));
+    arguments.push("-q");
+    assert_eq!(site.brackfs(&arguments).ok().stderr, "");
 }
 
 #[test]

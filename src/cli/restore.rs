@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -39,7 +39,7 @@ use crate::restore::{self, Conflict, Options};
 /// Attributes that you may not set, or that the file system does not support, are reported once at the end. Symbolic links
 /// below DIR are not followed. Access times are not restored.
 ///
-/// With --conflict abort or skip, existing directories keep their owner, mode, times and attributes. With update or
+/// DIR must not be in the repository. With --conflict abort or skip, existing directories keep their owner, mode, times and attributes. With update or
 /// overwrite, they get those of the snapshot. The same holds for DIR unless it is empty.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -118,8 +118,24 @@ impl Args {
     }
 }
 
+/// Refuses to restore into the repository: files could replace its own.
+fn refuse_inside(repository: &Path, to: &Path) -> Result<()> {
+    let (Ok(repository), Ok(to)) = (repository.canonicalize(), std::path::absolute(to)) else { return Ok(()) };
+    // Directories that do not exist yet will be in the nearest one that does.
+    let existing = to.ancestors().find_map(|above| above.canonicalize().ok());
+    anyhow::ensure!(
+        !existing.is_some_and(|existing| existing.starts_with(&repository)),
+        "cannot restore to {}: it is in the repository; choose a directory outside of it",
+        to.display()
+    );
+    Ok(())
+}
+
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let selector = Selector::parse(args.what.as_bytes()).map_err(Usage)?;
+    if let Some(repository) = args.reader.repository.resolve(global)?.location.directory() {
+        refuse_inside(repository, &args.to)?;
+    }
     let monitor = global.monitor(args.json);
     let usage = if args.is_whole(&selector) { Use::Transfer } else { Use::Command };
     let archive = args.reader.open_archive(usage, global, &monitor, SMALL_CACHE, (&args.disk, DiskCaching::Read))?;
@@ -159,6 +175,9 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     });
     monitor.finish();
     let summary = result?;
+    if !args.include.is_empty() && summary.is_empty() {
+        monitor.note("nothing in the snapshot matches --include, or all of it is excluded: no entry is restored");
+    }
     if args.json {
         let object = json!({
             "message_type": "summary",
@@ -171,7 +190,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
             "problems": summary.problems,
         });
         output::result(object)?;
-    } else if global.shows_summary(false) {
+    } else if global.shows_summary(args.dry_run) {
         let (files, bytes) = (summary.files, size(summary.bytes));
         let what = if args.dry_run { "would be restored" } else { "restored" };
         let (files, directories) =
@@ -182,7 +201,10 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         0 => Ok(ExitCode::SUCCESS),
         problems => {
             let entries = count(problems, "entry", "entries");
-            anyhow::bail!("{entries} could not be restored completely; the others are restored")
+            match args.dry_run {
+                true => anyhow::bail!("{entries} could not be restored completely; the others could"),
+                false => anyhow::bail!("{entries} could not be restored completely; the others are restored"),
+            }
         }
     }
 }

@@ -79,6 +79,14 @@ pub struct Summary {
     pub problems: u64,
 }
 
+impl Summary {
+    /// Whether no entry was selected.
+    pub fn is_empty(&self) -> bool {
+        let Summary { files, directories, others, bytes: _, skipped, problems } = *self;
+        files + directories + others + skipped + problems == 0
+    }
+}
+
 /// An error that aborts a restore.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
