@@ -537,3 +537,19 @@ fn help_groups_options_by_headings() {
         assert!(headings.iter().all(|heading| help.lines().any(|line| line == *heading)), "{help}");
     }
 }
+
+#[test]
+fn a_source_without_snapshots_is_named() {
+    let site = Site::with_files(&[("f", "f")]);
+    site.init();
+    site.backup(&[]).ok();
+    for command in ["snapshots", "stats", "find f", "versions f"] {
+        let arguments: Vec<_> = command.split(' ').chain(["--source", "typo"]).collect();
+        let run = site.brackfs(&arguments);
+        assert!(run.stderr.contains("no snapshot of a source called typo"), "{run}");
+    }
+    assert_eq!(site.brackfs(&["snapshots", "--source", "typo", "--json"]).ok().stdout, "[]\n");
+    for command in ["snapshots", "stats"] {
+        assert_eq!(site.brackfs(&[command, "--source", "source"]).ok().stderr, "");
+    }
+}

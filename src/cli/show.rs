@@ -106,12 +106,19 @@ pub(super) fn rfc3339(time: Timestamp) -> String {
 
 /// A time in RFC 3339, in whole seconds of the local time zone, with its offset. Other times as in [`rfc3339`].
 pub(super) fn local(time: Timestamp) -> String {
+    local_in(&TimeZone::system(), time)
+}
+
+fn local_in(zone: &TimeZone, time: Timestamp) -> String {
     let utc = rfc3339(time);
-    let local = jiff::Timestamp::from_second(time.seconds).ok().filter(|_| !utc.starts_with('@'));
-    match local.map(|time| time.to_zoned_datetime(TimeZone::system())).filter(|local| local.offset() != Offset::UTC) {
-        Some(local) => local.strftime("%Y-%m-%dT%H:%M:%S%:z").to_string(),
-        None => utc,
+    let Some(time) = jiff::Timestamp::from_second(time.seconds).ok().filter(|_| !utc.starts_with('@')) else {
+        return utc;
+    };
+    // A zone that has this offset only in winter shows it as +00:00: times in a column have the same length.
+    if zone.to_offset(time) == Offset::UTC && zone.following(time).next().is_none() {
+        return utc;
     }
+    time.to_zoned_datetime(zone.clone()).strftime("%Y-%m-%dT%H:%M:%S%:z").to_string()
 }
 
 /// The time in a snapshot's name, as [`local`] shows it.
@@ -204,6 +211,19 @@ mod tests {
         for bad in ["", "yesterday", "2026-13-01", "14:52"] {
             assert!(parse_time(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn local_times_of_a_zone_have_the_same_length() {
+        let seconds = |text| parse_time(text).unwrap();
+        let (winter, summer) = (seconds("2026-01-20T14:52"), seconds("2026-07-20T14:52"));
+        let zone = TimeZone::posix("GMT0BST,M3.5.0/1,M10.5.0").unwrap();
+        assert_eq!(local_in(&zone, winter), "2026-01-20T14:52:00+00:00");
+        assert_eq!(local_in(&zone, summer), "2026-07-20T15:52:00+01:00");
+        for zone in [TimeZone::UTC, TimeZone::posix("UTC0").unwrap()] {
+            assert_eq!(local_in(&zone, winter), "2026-01-20T14:52:00Z");
+        }
+        assert_eq!(local_in(&zone, Timestamp { seconds: i64::MIN, nanos: 0 }), format!("@{}", i64::MIN));
     }
 
     #[test]

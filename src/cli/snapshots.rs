@@ -17,6 +17,7 @@ use crate::catalog::{Catalog, Presence, SnapshotRow};
 use crate::failure::Failure;
 use crate::format::snapshot::Snapshot;
 use crate::format::usage::Labels;
+use crate::history;
 use crate::monitor::{Monitor, count};
 use crate::reader::Reader;
 use crate::repository::Repository;
@@ -92,6 +93,9 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         from_repository(&reader, &monitor, &mut problems)?
     };
     lines.retain(|line| args.source.as_ref().is_none_or(|source| *source == line.source));
+    if let (true, Some(source)) = (lines.is_empty(), &args.source) {
+        monitor.note(&history::Error::NoSource(source.clone()).to_string());
+    }
     let mut out = output::stdout();
     if args.json {
         writeln!(out, "{}", show::json(&Value::Array(lines.iter().map(ListedSnapshot::json).collect())))?;

@@ -12,6 +12,8 @@ use super::output;
 use super::repository_arg::RepositoryArg;
 use super::show::{self, local_name_time, name_time, size};
 use crate::catalog::{Catalog, Presence, SnapshotRow, UsedSizes};
+use crate::history;
+use crate::monitor::Monitor;
 use crate::state::RepositoryState;
 
 /// Show how much space snapshots take
@@ -52,6 +54,9 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let wanted = |source: &str| args.source.as_ref().is_none_or(|wanted| wanted == source);
     let total = rows.iter().map(|row| row.bytes).fold(0, u64::saturating_add);
     rows.retain(|row| wanted(&row.source));
+    if let (true, Some(source)) = (rows.is_empty(), &args.source) {
+        global.monitor(args.json).note(&history::Error::NoSource(source.clone()).to_string());
+    }
     let sources: BTreeMap<_, _> = sizes.by_source.iter().filter(|(source, _)| wanted(source)).collect();
     let mut out = output::stdout();
     if args.json {
