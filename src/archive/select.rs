@@ -123,9 +123,9 @@ impl Selector {
         self.time.is_some() && !clock.contains(['Z', 'z', '+', '-'])
     }
 
-    /// Whether this is the newest snapshot of all sources.
-    pub fn is_latest_of_all(&self) -> bool {
-        self.source.is_none() && self.snapshot == LATEST
+    /// Whether this is `latest`.
+    pub fn is_latest(&self) -> bool {
+        self.snapshot == LATEST
     }
 
     /// Whether this is the beginning of the snapshot's id.
@@ -138,7 +138,7 @@ impl Selector {
 pub struct Selected {
     /// The snapshot.
     pub snapshot: Arc<OpenSnapshot>,
-    /// The number of sources that have snapshots.
+    /// The number of sources that have snapshots with this name.
     pub sources: usize,
 }
 
@@ -164,6 +164,7 @@ impl dyn Archive + '_ {
             .collect();
         let (with_id, others): (Vec<_>, Vec<_>) = fitting.into_iter().partition(|name| selector.is_id_of(name));
         let (candidates, unique) = if with_id.is_empty() { (others, false) } else { (with_id, true) };
+        let sources = candidates.iter().map(|name| name.source).collect::<BTreeSet<_>>().len();
         let (mut found, mut failed) = (Vec::new(), Vec::new());
         for name in candidates.into_iter().rev() {
             match self.open(name) {
@@ -182,7 +183,6 @@ impl dyn Archive + '_ {
         }
         if let Some(snapshot) = found.pop() {
             failed.iter().for_each(|(name, error)| passed_over(name, error));
-            let sources = names.iter().map(|name| name.source).collect::<BTreeSet<_>>().len();
             return Ok(Selected { snapshot, sources });
         }
         if !failed.is_empty() {

@@ -7,7 +7,7 @@ use crate::format::name;
 
 /// Parses a time at the start of `text` and returns it as a prefix of the time in snapshot names, with the number of
 /// bytes parsed. The time has at least a date and an hour; shorter ones contain no colon and are not handled here. A time
-/// without a zone is UTC, as in all listings.
+/// without a zone is UTC.
 pub(super) fn parse_time(text: &[u8]) -> Option<(String, usize)> {
     let mut scan = Scan { text, at: 0 };
     let mut fields = vec![scan.digits(4)?];

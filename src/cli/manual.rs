@@ -75,7 +75,7 @@ An id or a time can have
 in front, too.
 If there are several sources,
 .B latest
-alone prints a note that says which snapshot it is.
+alone prints a note that says which snapshot it is, and so does a time that fits snapshots of several sources.
 .PP
 .I PATH
 begins at the snapshot's root: the directory that was backed up, or / if there were several paths.

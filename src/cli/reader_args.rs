@@ -430,9 +430,13 @@ pub(super) fn select(archive: &dyn Archive, selector: &Selector, monitor: &dyn M
         monitor.note(&format!("skipping {object}: {why}"));
     })?;
     let name = &snapshot.name;
-    if selector.is_latest_of_all() && sources > 1 {
+    if selector.source.is_none() && sources > 1 {
+        let others = match selector.is_latest() {
+            true => format!("there are {sources} sources"),
+            false => format!("{sources} sources have snapshots of this time"),
+        };
         monitor.note(&format!(
-            "latest is snapshot {} of {source} ({}); there are {sources} sources; use {source}/latest to choose one",
+            "{selector} is snapshot {} of {source} ({}); {others}; use {source}/{selector} to choose one",
             name.id.short(),
             show::local_name_time(&name.time),
             source = snapshot.source
