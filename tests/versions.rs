@@ -200,9 +200,14 @@ fn names_need_not_be_utf8() {
     let site = ready();
     let name = std::ffi::OsStr::from_bytes(b"\xff\xfe");
     fs::write(site.source().join(name), "odd").unwrap();
+    site.write("other", "other");
     backup(&site);
     let run = site.brackfs(&["versions".as_ref(), "--json".as_ref(), name]).ok();
     assert_eq!(objects(&run)[0]["path_hex"], "fffe");
+    fs::remove_file(site.source().join(name)).unwrap();
+    backup(&site);
+    let run = site.brackfs(&["versions".as_ref(), "--json".as_ref(), name]).ok();
+    assert_eq!((&objects(&run)[0]["message_type"], &objects(&run)[0]["path_hex"]), (&"absence".into(), &"fffe".into()));
 }
 
 #[test]

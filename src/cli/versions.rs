@@ -52,8 +52,8 @@ pub(super) struct Args {
     ///
     /// It has message_type version, source, snapshots (their number), first_id, first_time, last_id and last_time (of the
     /// oldest and the newest of them), digest (null for an empty file, and for entries without content), and the fields of
-    /// ls --json. If the path is missing, message_type is absence, and only source, path and the fields of the snapshots are
-    /// present.
+    /// ls --json. If the path is missing, message_type is absence, and only source, path (and path_hex) and the fields of the
+    /// snapshots are present.
     #[arg(long)]
     json: bool,
 }
@@ -102,16 +102,16 @@ fn as_json(stretch: &VersionSpan, path: &[u8]) -> serde_json::Value {
     let id = |name: &SnapshotName| name.id.to_string();
     let VersionSpan { newest, oldest, snapshots, source, version } = stretch;
     let Some(version) = version else {
-        return json!({
+        let head = json!({
             "message_type": "absence",
             "source": source,
-            "path": String::from_utf8_lossy(path),
             "snapshots": snapshots,
             "first_id": id(oldest),
             "first_time": name_time(&oldest.time),
             "last_id": id(newest),
             "last_time": name_time(&newest.time),
         });
+        return entry::at_path(head, path);
     };
     let head = json!({
         "message_type": "version",

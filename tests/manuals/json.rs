@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 const HEAD: &str = r#".\" Made from schemas/ by tests/manuals.
-.TH BRACKFS\-JSON 5 2026-11-29 "brackfs" "File Formats Manual"
+.TH BRACKFS\-JSON 5 2026-11-30 "brackfs" "File Formats Manual"
 .SH NAME
 brackfs\-json \- JSON output of brackfs
 .SH DESCRIPTION
