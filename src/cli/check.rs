@@ -31,7 +31,7 @@ const CACHE: u64 = 16 << 20;
 ///
 /// Other runs may write to the repository at the same time. If an object is missing, and a run changed documents since
 /// the check began, the structure is checked again: data that was removed on purpose is not reported. With --read-data,
-/// data that is moved during the check may not be read.
+/// data that a prune moves during the check may be left unread.
 ///
 /// If an index names a snapshot that is missing, a note says so. It is an error once a later run has counted the snapshot;
 /// until then, the backup may have been interrupted.

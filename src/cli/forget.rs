@@ -197,7 +197,7 @@ pub(super) struct ReleaseArgs {
 struct RunArgs {
     /// If another run is writing to the repository, wait up to DURATION, then exit with code 11
     ///
-    /// DURATION is a number with ms, s, m, h or d, such as 90s, 10m or 1h30m.
+    /// DURATION is a number of seconds, or one with ms, s, m, h, d or w, such as 90s, 10m or 1h30m.
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = parse_duration)]
     wait_lock: Duration,
     /// Print one JSON object for each snapshot, and one with the result

@@ -58,7 +58,7 @@ pub(super) struct Args {
     sources: Vec<String>,
     /// Report a backup as late if it is older than DURATION [default: max-age of the source, or 36h]
     ///
-    /// DURATION is a number with ms, s, m, h, d or w, such as 90m, 26h or 1d12h.
+    /// DURATION is a number of seconds, or one with ms, s, m, h, d or w, such as 90m, 26h or 1d12h.
     #[arg(long, value_name = "DURATION", value_parser = parse_age)]
     max_age: Option<Duration>,
     /// Print the result in this form
