@@ -553,3 +553,42 @@ fn a_source_without_snapshots_is_named() {
         assert_eq!(site.brackfs(&[command, "--source", "source"]).ok().stderr, "");
     }
 }
+
+#[test]
+fn a_closed_pipe_does_not_hide_a_failure() {
+    let site = Site::with_files(&[("f", "f")]);
+    site.init();
+    site.backup(&[]).ok();
+    let config = site.path().join("config.toml");
+    let text = format!(
+        "[target.mine]\nrepository = {:?}\n[source.other]\npaths = [\"/nowhere\"]\nto = [\"mine\"]\n",
+        site.repo()
+    );
+    fs::write(&config, text).unwrap();
+    common::set_mode(&config, 0o600);
+    let closed = |arguments: &[&str]| {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = site.command(arguments);
+        command.env("BRACKFS_CONFIG", &config).stdout(writer).stderr(Stdio::piped());
+        let output = spawn(&mut command).wait_with_output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let expect = |arguments: &[&str], code: i32| {
+        let (found, said) = closed(arguments);
+        assert_eq!(found, Some(code), "{arguments:?}: {said}");
+        assert!(!said.contains("standard output"), "{arguments:?}: {said}");
+    };
+    expect(&["ls", "latest"], 0);
+    expect(&["restore", "latest", "--to", "out", "--json"], 0);
+    expect(&["backup", "source", "nowhere", "--json", "--source", "several"], 3);
+    expect(&["status"], 3);
+    expect(&["status", "--json"], 3);
+    expect(&["run", "--json"], 1);
+    let packs = common::paths_below(&site.repo().join("packs"));
+    for pack in packs.into_iter().filter(|path| path.is_file()) {
+        fs::write(pack, "").unwrap();
+    }
+    expect(&["check", "--json"], 1);
+    expect(&["catalog", "verify", "--json"], 1);
+}

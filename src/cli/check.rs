@@ -97,7 +97,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
             "packs": summary.packs,
             "problems": summary.problems,
         });
-        output::result(object)?;
+        output::object(&object)?;
     } else if global.shows_summary(false) {
         let directories = count(summary.directories, "directory", "directories");
         let (files, chunks) = (count(summary.files, "file", "files"), count(summary.chunks, "chunk", "chunks"));

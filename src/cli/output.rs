@@ -31,9 +31,13 @@ pub(super) enum Priority {
     Info = 6,
 }
 
-/// Writes a line of the result to standard output.
+/// Writes a line of the result to standard output. If the reader has closed it, the line is dropped: the exit code is still
+/// that of the command.
 pub(super) fn result(line: impl Display) -> io::Result<()> {
-    writeln!(stdout(), "{line}")
+    match writeln!(stdout(), "{line}") {
+        Err(error) if is_closed(&error) => Ok(()),
+        written => written,
+    }
 }
 
 /// Writes a JSON object as a line of the result.

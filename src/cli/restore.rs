@@ -189,7 +189,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
             "skipped": summary.skipped,
             "problems": summary.problems,
         });
-        output::result(object)?;
+        output::object(&object)?;
     } else if global.shows_summary(args.dry_run) {
         let (files, bytes) = (summary.files, size(summary.bytes));
         let what = if args.dry_run { "would be restored" } else { "restored" };

@@ -208,7 +208,7 @@ impl View {
             (Tick::Interval, json) => {
                 self.tell(&status);
                 if json && !self.quiet {
-                    // A broken pipe is reported when the result is written.
+                    // An error is reported when the result is written.
                     _ = output::object(&status.json());
                 } else if !self.bar.is_hidden() {
                     self.bar.set_message(status.line(columns()));
@@ -282,7 +282,7 @@ impl Monitor for Terminal {
         let item = path.to_string_lossy();
         if self.view.json {
             let object = json!({ "message_type": "verbose_status", "action": what, "item": item });
-            // A broken pipe is reported when the result is written.
+            // An error is reported when the result is written.
             let _ = output::object(&object);
         } else {
             self.view.message(Priority::Info, &printable(&format!("{what} {item}")));
