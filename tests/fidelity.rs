@@ -397,6 +397,7 @@ fn attributes_that_an_ordinary_user_cannot_set_are_reported_once() {
     }
     assert!(run.stderr.lines().count() < 12, "{run}");
     assert_eq!(run.json()["problems"], 1, "{run}");
+    assert!(run.stderr.contains(&format!("\"path\":\"{}\"", out.display())), "{run}");
     // Its paths are too long for these programs.
     for root in [site.source(), out.clone()] {
         output("rm", &[OsStr::new("-r"), root.join("deep").as_os_str()]);

@@ -24,7 +24,8 @@ use crate::quantity::parse_size;
 ///
 /// Patterns are written as in .gitignore. Without a /, a pattern matches names in any directory; with a / at the start or in
 /// the middle, it matches paths from the snapshot's root. * and ? do not match a /, ** does, and {a,b} matches a or b. A / at
-/// the end matches only directories. With several patterns, an entry is printed if any of them matches.
+/// the end matches only directories. With several patterns, an entry is printed if any of them matches; a pattern with ! in
+/// front excludes entries that earlier ones match.
 ///
 /// Each line is SNAP:PATH, which cat, restore and mount accept, with the newest snapshot of each source first. Use --json for
 /// names with newlines. An entry of an

@@ -511,7 +511,9 @@ impl Restorer<'_> {
 
     fn problem(&self, path: &Path, why: &str) {
         self.counts.problems.fetch_add(1, Ordering::Relaxed);
-        self.monitor.problem(&self.to.join(path), why);
+        // Joining an empty path would add a slash.
+        let is_top = path.as_os_str().is_empty();
+        self.monitor.problem(&if is_top { self.to.to_owned() } else { self.to.join(path) }, why);
     }
 }
 
