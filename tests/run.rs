@@ -754,6 +754,22 @@ fn an_example_is_written_once_and_has_no_mistakes() {
 }
 
 #[test]
+fn a_check_of_the_configuration_reads_files_of_patterns() {
+    let world = World::new();
+    world.write_config(&format!(
+        "[target.near]\nrepository = {:?}\n[source.home]\npaths = [\"/home\"]\nto = [\"near\"]\nexclude-from = [\"patterns\"]\n",
+        world.path("near")
+    ));
+    let run = world.brackfs(&["config", "check"]).code(2);
+    assert!(run.stderr.contains("source.home: exclude-from: cannot read patterns from"), "{run}");
+    fs::write(world.path("patterns"), "*.o\n[\n").unwrap();
+    let run = world.brackfs(&["config", "check"]).code(2);
+    assert!(run.stderr.contains("line 2, is not valid"), "{run}");
+    fs::write(world.path("patterns"), "*.o\n").unwrap();
+    world.brackfs(&["config", "check"]).ok();
+}
+
+#[test]
 fn mistakes_are_all_named_with_their_places_and_code_2() {
     let world = World::new();
     let file = world.path("config.toml");

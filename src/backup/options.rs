@@ -88,6 +88,14 @@ impl Options {
         Ok(())
     }
 
+    /// Fails if a file of patterns cannot be read, or has a pattern that is not valid.
+    pub fn check_files(&self) -> Result<(), Error> {
+        for file in &self.selection.exclude_from {
+            Patterns::new(Path::new("/"), &Pattern::read_file(file)?)?;
+        }
+        Ok(())
+    }
+
     /// Whether a backup to a server need not open the repository if nothing changed. Packs are verified again only by one that
     /// opens it.
     pub fn may_skip_opening(&self) -> bool {

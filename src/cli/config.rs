@@ -43,7 +43,8 @@ pub(super) struct InitArgs {
 
 /// Look for mistakes in the configuration
 ///
-/// Prints every mistake as FILE:LINE:COLUMN: KEY: MESSAGE, and exits with code 2 if there is one. No repository is opened.
+/// Prints every mistake as FILE:LINE:COLUMN: KEY: MESSAGE, and exits with code 2 if there is one. Files of exclude-from
+/// are read; no repository is opened.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -127,6 +128,12 @@ fn init(args: &InitArgs, global: &Global) -> Result<ExitCode> {
 
 fn check(args: &CheckArgs, global: &Global) -> Result<ExitCode> {
     let config = global.required_config()?;
+    for source in &config.sources {
+        source
+            .options
+            .check_files()
+            .map_err(|error| Usage(format!("source.{}: exclude-from: {error}", source.name)))?;
+    }
     let path = global.config_path()?;
     let sources: Vec<_> = config.sources.iter().map(|source| source.name.as_str()).collect();
     let targets: Vec<_> = config.targets.iter().map(|target| target.name.as_str()).collect();
