@@ -53,13 +53,15 @@ pub enum Error {
     },
     /// Another run holds the lock.
     #[error(
-        "another run of brackfs is writing to this repository ({holder} holds {path}); try again later, or wait for it with --wait-lock"
+        "another run of brackfs is writing to this repository ({holder} holds {path}); try again later, or wait longer with {setting}"
     )]
     Locked {
         /// The lock file.
         path: PathBuf,
         /// The process that holds the lock, if known.
         holder: String,
+        /// What says how long to wait: see [`LockWait::setting`].
+        setting: &'static str,
     },
     /// The stop flag was set while waiting for the lock.
     #[error("interrupted while waiting for another run of brackfs")]
@@ -103,6 +105,27 @@ pub enum Priority {
     Normal,
     /// Takes the lock only if no run of normal priority waits for it.
     Low,
+}
+
+/// How long a run waits for the lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LockWait {
+    /// The longest time.
+    pub longest: Duration,
+    /// What the user sets it with, for messages.
+    pub setting: &'static str,
+}
+
+impl LockWait {
+    /// The option of a command.
+    pub const fn option(longest: Duration) -> Self {
+        LockWait { longest, setting: "--wait-lock" }
+    }
+
+    /// The key of a configured target.
+    pub const fn configured(longest: Duration) -> Self {
+        LockWait { longest, setting: "wait-lock in the configuration of the target" }
+    }
 }
 
 /// The lock of a run that writes, and the state that it protects. Released on drop, or when the process ends.
@@ -348,11 +371,11 @@ impl RepositoryState {
         write_owned_file(path, bytes, 0o600, if_exists).map_err(|source| self.failed("write", path, source))
     }
 
-    /// Takes the lock. Fails with [`Error::Locked`] if it is not free within `wait`, or when `stop` is set. If it has
+    /// Takes the lock. Fails with [`Error::Locked`] if it is not free within this time, or when `stop` is set. If it has
     /// to wait, it first calls `waits` with a description of the holder.
     pub fn lock(
         &self,
-        wait: Duration,
+        wait: LockWait,
         priority: Priority,
         stop: &AtomicBool,
         waits: impl FnOnce(&str),
@@ -369,8 +392,8 @@ impl RepositoryState {
                     Err(e) => return Err(self.failed("lock", &path, e.into())),
                 }
             }
-            if since.elapsed() >= wait {
-                return Err(Error::Locked { holder: holder(&path), path });
+            if since.elapsed() >= wait.longest {
+                return Err(Error::Locked { holder: holder(&path), path, setting: wait.setting });
             }
             if priority == Priority::Normal && waiting.is_none() {
                 waiting = self.want_lock();
@@ -382,7 +405,7 @@ impl RepositoryState {
             if stop.load(Ordering::Relaxed) {
                 return Err(Error::Interrupted);
             }
-            sleep(TRY_AGAIN.min(wait.saturating_sub(since.elapsed())));
+            sleep(TRY_AGAIN.min(wait.longest.saturating_sub(since.elapsed())));
         }
         // Only for the messages of waiting processes, so errors (such as a full disk) are ignored.
         let _ = file.set_len(0).and_then(|()| file.write_all(std::process::id().to_string().as_bytes()));
@@ -583,9 +606,10 @@ mod tests {
         state.create().unwrap();
         let stop = AtomicBool::new(false);
         let none = |_: &str| unreachable!("the lock is free");
-        let held = state.lock(Duration::ZERO, Priority::Normal, &stop, none).unwrap();
+        let held = state.lock(LockWait::option(Duration::ZERO), Priority::Normal, &stop, none).unwrap();
         let told = |wait, stop: &AtomicBool| {
             let mut said = None;
+            let wait = LockWait::option(wait);
             let error = state.lock(wait, Priority::Normal, stop, |holder| said = Some(holder.to_owned())).map(drop);
             (error, said)
         };
@@ -598,7 +622,7 @@ mod tests {
         std::thread::scope(|threads| {
             let (waits, waiting) = std::sync::mpsc::channel();
             let second = threads.spawn(|| {
-                let wait = Duration::from_secs(60);
+                let wait = LockWait::option(Duration::from_secs(60));
                 state.lock(wait, Priority::Normal, &stop, move |_| waits.send(()).unwrap()).is_ok()
             });
             waiting.recv().unwrap();
@@ -613,7 +637,7 @@ mod tests {
         let state = RepositoryState::new(folder.path(), RepositoryId::random());
         state.create().unwrap();
         let stop = AtomicBool::new(false);
-        let lock = |wait, priority| state.lock(wait, priority, &stop, |_| ());
+        let lock = |wait, priority| state.lock(LockWait::option(wait), priority, &stop, |_| ());
         let held = lock(Duration::ZERO, Priority::Low).unwrap();
         assert!(!held.is_wanted());
         let long = Duration::from_secs(60);

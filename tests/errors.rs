@@ -279,6 +279,10 @@ fn a_passphrase_opens_a_repository_with_a_stored_key() {
         ("BRACKFS_PASSPHRASE", Path::new("a wrong one"), "passphrase"),
         ("BRACKFS_PASSPHRASE_FILE", Path::new("/nowhere/passphrase"), "/nowhere/passphrase"),
         ("BRACKFS_PASSPHRASE_COMMAND", Path::new("false"), "BRACKFS_PASSPHRASE_COMMAND"),
+        ("BRACKFS_PASSPHRASE_FILE", Path::new("/dev/zero"), "cannot read /dev/zero: it is larger than 1 MiB"),
+        ("BRACKFS_PASSPHRASE_COMMAND", Path::new("cat /dev/zero"), "output of the command: it is larger than 1 MiB"),
+        ("BRACKFS_PASSPHRASE_COMMAND", Path::new("cat /dev/zero; true"), "it is larger than 1 MiB"),
+        ("BRACKFS_KEY_FILE", Path::new("/dev/zero"), "cannot read the key /dev/zero: it is larger than 16 MiB"),
     ] {
         let mut command = site.command(&["cat", "latest:file"]);
         command.env(name, value);

@@ -5,7 +5,7 @@
 mod common;
 
 use std::collections::BTreeMap;
-use std::fs::{self, Permissions};
+use std::fs::{self, File, Permissions};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use common::machine::mount_tmpfs;
 use common::wait::{ended, send, until};
 use common::{Run, Site, run, tree};
+use rustix::fs::{FlockOperation, flock};
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -860,4 +861,25 @@ fn steps_run_with_the_priority_of_their_source() {
     expect("usual", 7, "best-effort: prio 6");
     let shown = world.brackfs(&["config", "show"]).ok();
     assert!(shown.stdout.contains("nice = 15") && shown.stdout.contains("io-class = \"idle\""), "{shown}");
+}
+
+#[test]
+fn a_run_that_finds_the_lock_held_names_its_own_setting() {
+    let world = World::new();
+    world.configure("");
+    world.brackfs(&["run", "etc"]).ok();
+    let config = fs::read_to_string(world.path("config.toml")).unwrap();
+    world.write_config(&config.replace("[target.far]\n", "[target.far]\nwait-lock = \"0s\"\n"));
+    let locks = common::paths_below(&world.site.state()).into_iter().filter(|path| path.ends_with("lock"));
+    let locks: Vec<_> = locks.map(|path| File::options().write(true).open(path).unwrap()).collect();
+    assert_eq!(locks.len(), 2);
+    locks.iter().for_each(|lock| flock(lock, FlockOperation::LockExclusive).unwrap());
+    world.write_config(
+        &fs::read_to_string(world.path("config.toml")).unwrap().replace("to = [\"near\", \"far\"]", "to = [\"far\"]"),
+    );
+    let run = world.brackfs(&["run"]).code(11);
+    assert!(run.stderr.contains("wait-lock in the configuration of the target"), "{run}");
+    assert!(!run.stderr.contains("--wait-lock"), "{run}");
+    let run = world.brackfs(&["prune", "@far"]).code(11);
+    assert!(run.stderr.contains("wait longer with --wait-lock"), "{run}");
 }

@@ -6,11 +6,12 @@ mod common;
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::SystemTime;
 
 use common::wait::until;
-use common::{Run, Site, run};
+use common::{Run, Site, machine, run};
 use rusqlite::Connection;
 use serde_json::Value;
 
@@ -121,6 +122,121 @@ fn the_code_is_of_the_worst_backup_and_no_target_is_opened() {
     machine.brackfs(&["status", "etc", "--max-age", "3d"]).code(0);
     let unknown = machine.brackfs(&["status", "hmoe"]).code(2);
     assert!(unknown.stdout.is_empty() && unknown.stderr.contains("did you mean home?"), "{unknown}");
+}
+
+/// Binds a folder to itself, read-only, until it is dropped.
+struct ReadOnly(PathBuf);
+
+impl ReadOnly {
+    fn new(folder: PathBuf) -> Self {
+        machine::succeed(Command::new("mount").arg("--bind").args([&folder, &folder]));
+        machine::succeed(Command::new("mount").args(["-o", "remount,ro,bind"]).arg(&folder));
+        ReadOnly(folder)
+    }
+}
+
+impl Drop for ReadOnly {
+    fn drop(&mut self) {
+        machine::succeed(Command::new("umount").arg(&self.0));
+    }
+}
+
+/// Every file below a folder, with its bytes and its modification time.
+fn everything(folder: &Path) -> Vec<(PathBuf, Vec<u8>, SystemTime)> {
+    let files = common::paths_below(folder).into_iter().filter(|path| path.is_file());
+    files.map(|path| (path.clone(), fs::read(&path).unwrap(), path.metadata().unwrap().modified().unwrap())).collect()
+}
+
+const READS: [&[&str]; 8] = [
+    &["status"],
+    &["report"],
+    &["snapshots", "@nas"],
+    &["find", "@nas", "two"],
+    &["versions", "@nas", "two"],
+    &["ls", "@nas", "home/latest"],
+    &["stats", "@nas"],
+    &["recipients", "list", "@nas"],
+];
+
+#[test]
+fn the_state_is_read_where_it_cannot_be_written() {
+    let machine = Machine::new();
+    machine.brackfs(&["run"]).ok();
+    let state = machine.site.state();
+    let source = machine.path("source/home");
+    let dry: [&[&str]; 2] = [&["run", "--dry-run"], &["backup", "@nas", "--dry-run", source.to_str().unwrap()]];
+    let all: Vec<_> = READS.into_iter().chain(dry).collect();
+    let expected: Vec<_> = all.iter().map(|words| machine.brackfs(words).ok()).collect();
+    {
+        let _read_only = ReadOnly::new(state.clone());
+        for (words, expected) in all.iter().zip(&expected) {
+            let found = machine.brackfs(words).ok();
+            assert_eq!(found.stderr, expected.stderr, "{words:?}");
+        }
+        assert_eq!(machine.states(0), ["etc ok", "home ok"]);
+    }
+    // A run that was killed has left the log of the catalog. It is read with its index, but not without.
+    let catalog = common::paths_below(&state).into_iter().find(|path| path.ends_with("catalog.sqlite")).unwrap();
+    let db = Connection::open(&catalog).unwrap();
+    db.execute_batch("UPDATE sources SET name = 'renamed' WHERE name = 'home'").unwrap();
+    let [log, index] = ["catalog.sqlite-wal", "catalog.sqlite-shm"].map(|name| catalog.with_file_name(name));
+    let kept = [&catalog, &log, &index].map(|path| fs::read(path).unwrap());
+    drop(db);
+    for (path, bytes) in [&catalog, &log, &index].into_iter().zip(&kept) {
+        fs::write(path, bytes).unwrap();
+    }
+    let unread =
+        |run: &Run| run.stdout.contains("cannot read the catalog") || run.stderr.contains("cannot read the catalog");
+    {
+        let _read_only = ReadOnly::new(state.clone());
+        let found = machine.brackfs(&["snapshots", "@nas", "--json"]).ok();
+        assert!(found.stdout.contains("renamed"), "{found}");
+    }
+    fs::remove_file(&index).unwrap();
+    {
+        let _read_only = ReadOnly::new(state.clone());
+        let found = machine.brackfs(&["status"]);
+        assert!(unread(&found), "{found}");
+        let found = machine.brackfs(&["stats", "@nas"]).code(1);
+        assert!(unread(&found), "{found}");
+    }
+    let found = machine.brackfs(&["snapshots", "@nas", "--json"]).ok();
+    assert!(found.stdout.contains("renamed"), "{found}");
+}
+
+#[test]
+fn commands_that_read_change_nothing() {
+    let machine = Machine::new();
+    let state = machine.site.state();
+    let before = everything(&state);
+    for words in [&["status"][..], &["run", "--dry-run"]] {
+        machine.brackfs(words);
+        assert_eq!(everything(&state), before, "{words:?}");
+    }
+    machine.brackfs(&["run"]).ok();
+    let source = machine.path("source/home");
+    let more: [&[&str]; 7] = [
+        &["run", "--dry-run"],
+        &["backup", "@nas", "--dry-run", source.to_str().unwrap()],
+        &["forget", "@nas", "--dry-run", "--keep-last", "1"],
+        &["prune", "@nas", "--dry-run"],
+        &["setup", "--dry-run"],
+        &["catalog", "verify", "@nas"],
+        &["report", "--html"],
+    ];
+    let (before, repository) = (everything(&state), everything(&machine.path("nas")));
+    for words in READS.iter().chain(&more) {
+        let run = machine.brackfs(words).ok();
+        let (now, repository_now) = (everything(&state), everything(&machine.path("nas")));
+        let names = |all: &[(PathBuf, Vec<u8>, SystemTime)]| all.iter().map(|it| it.0.clone()).collect::<Vec<_>>();
+        assert_eq!(names(&now), names(&before), "{run}");
+        assert!(now == before && repository_now == repository, "{run}");
+    }
+    // Nor does the record of a step that was killed change.
+    machine.alter("UPDATE steps SET outcome = 'started' WHERE source = 'home' AND step = 'backup'");
+    let before = everything(&state);
+    assert_eq!(machine.states(2), ["etc ok", "home FAILED"]);
+    assert!(everything(&state) == before);
 }
 
 #[test]

@@ -26,6 +26,7 @@ use brackfs::prune;
 use brackfs::reader::Reader;
 use brackfs::repository::{Access, Repository};
 use brackfs::restore::restore;
+use brackfs::session::LockWait;
 use brackfs::state::RepositoryState;
 use brackfs::storage::testing::{Fault, Faults, Faulty, Memory, Record, Recording};
 use brackfs::storage::{
@@ -1114,7 +1115,7 @@ fn a_target_that_goes_away_is_never_taken_for_a_damaged_one() {
                     grace: Duration::ZERO,
                     now: None,
                 };
-                let pruned = prune::prune(&repository, &state, &options, STARTING, problems, &stop);
+                let pruned = prune::prune(&repository, &state, &options, LockWait::option(STARTING), problems, &stop);
                 assert_eq!(pruned.map_err(|error| error.kind())?.damaged_packs, 0);
                 Ok(())
             }),
@@ -1123,7 +1124,8 @@ fn a_target_that_goes_away_is_never_taken_for_a_damaged_one() {
             "backup",
             Box::new(|repository, problems| {
                 let selection = Selection { paths: vec![remote.site.source()], ..Selection::default() };
-                let policy = RunPolicy { recheck: u64::MAX, wait_lock: STARTING, ..RunPolicy::default() };
+                let policy =
+                    RunPolicy { recheck: u64::MAX, wait_lock: LockWait::option(STARTING), ..RunPolicy::default() };
                 let options = Options { selection, policy, ..Options::default() };
                 let summary = back_up(&repository, &remote.site.state(), &options, |_| (), problems, &stop);
                 assert_eq!(summary.map_err(|error| error.kind())?.problems, 0);

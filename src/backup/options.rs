@@ -14,7 +14,7 @@ use crate::format::entry::is_name;
 use crate::format::snapshot::{PATHS, TAGS};
 use crate::format::source::{SOURCE_NAME, is_source_name};
 use crate::inventory::READ_AGAIN;
-use crate::session::EarlyRuns;
+use crate::session::{EarlyRuns, LockWait};
 use crate::source::{Pattern, Patterns};
 
 /// Default average size of a chunk in bytes.
@@ -257,7 +257,7 @@ pub struct RunPolicy {
     /// Time between commits. A run that is killed loses at most the work of this time.
     pub commit_interval: Duration,
     /// How long to wait for another run that holds the lock.
-    pub wait_lock: Duration,
+    pub wait_lock: LockWait,
     /// Bytes of packs to verify again, oldest check first.
     pub recheck: u64,
 }
@@ -275,7 +275,7 @@ impl Default for RunPolicy {
             dry_run: false,
             low_memory: false,
             commit_interval: COMMIT_INTERVAL,
-            wait_lock: Duration::ZERO,
+            wait_lock: LockWait::option(Duration::ZERO),
             recheck: READ_AGAIN,
         }
     }

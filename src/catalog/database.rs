@@ -2,10 +2,12 @@
 
 use std::cell::RefCell;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rustix::fs::{Access, AtFlags, CWD, accessat};
 
 use super::error::{Context, Error};
 use super::spans::NewestUsage;
@@ -37,7 +39,7 @@ impl Catalog {
         // SQLite would make the file readable by all users.
         let made = create_private(path);
         made.map_err(|source| Error::File { path: path.to_owned(), source })?;
-        let db = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        let db = connect(path)?;
         db.execute_batch(include_str!("schema.sql")).during("set up the catalog", path)?;
         db.pragma_update(None, "user_version", SCHEMA).during("set up the catalog", path)?;
         trust.insert(&db).during("set up the catalog", path)?;
@@ -47,14 +49,14 @@ impl Catalog {
 
     /// Opens the catalog of `repository`.
     pub fn open(path: &Path, repository: RepositoryId) -> Result<Self, Error> {
-        let (db, trust) = open(path, repository, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        let (db, trust) = open(path, repository, connect)?;
         begin(&db, path)?;
         Ok(Catalog { db, path: path.to_owned(), trust, newest: RefCell::default() })
     }
 
-    /// Opens the catalog of `repository` read-only, possibly while a run writes to it.
+    /// Opens the catalog of `repository` read-only, possibly while a run writes to it, and on a file system that is read-only.
     pub fn view(path: &Path, repository: RepositoryId) -> Result<Self, Error> {
-        let (db, trust) = open(path, repository, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        let (db, trust) = open(path, repository, connect_to_read)?;
         Ok(Catalog { db, path: path.to_owned(), trust, newest: RefCell::default() })
     }
 
@@ -93,18 +95,22 @@ impl Catalog {
 pub fn trust_of(path: &Path, repository: RepositoryId) -> Result<Option<Trust>, Error> {
     match path.try_exists() {
         Ok(false) => Ok(None),
-        Ok(true) => Ok(Some(open(path, repository, OpenFlags::SQLITE_OPEN_READ_ONLY)?.1)),
+        Ok(true) => Ok(Some(open(path, repository, connect_to_read)?.1)),
         Err(source) => Err(Error::File { path: path.to_owned(), source }),
     }
 }
 
-fn open(path: &Path, repository: RepositoryId, flags: OpenFlags) -> Result<(Connection, Trust), Error> {
+fn open(
+    path: &Path,
+    repository: RepositoryId,
+    connect: impl FnOnce(&Path) -> Result<Connection, Error>,
+) -> Result<(Connection, Trust), Error> {
     match std::fs::metadata(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(Error::Missing { path: path.to_owned() }),
         Err(source) => return Err(Error::File { path: path.to_owned(), source }),
         Ok(_) => {}
     }
-    let db = connect(path, flags)?;
+    let db = connect(path)?;
     let schema: i64 = db.pragma_query_value(None, "user_version", |row| row.get(0)).during("open the catalog", path)?;
     if schema != SCHEMA {
         return Err(Error::Schema { path: path.to_owned(), found: schema });
@@ -116,24 +122,74 @@ fn open(path: &Path, repository: RepositoryId, flags: OpenFlags) -> Result<(Conn
     Ok((db, trust))
 }
 
-pub(super) fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, Error> {
-    let prepare = || -> rusqlite::Result<Connection> {
-        let db = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
-        let writes = flags.contains(OpenFlags::SQLITE_OPEN_READ_WRITE);
-        if writes {
-            db.pragma_update(None, "journal_mode", "wal")?;
-            // A reported commit must survive a power cut: later writes to the repository depend on it.
-            db.pragma_update(None, "synchronous", "full")?;
-        }
-        db.pragma_update(None, "cache_size", if writes { -CACHE_KIB } else { -READ_CACHE_KIB })?;
-        // Otherwise SQLite plans a statement again for each bound value.
-        db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
-        db.pragma_update(None, "temp_store", "memory")?;
-        db.pragma_update(None, "trusted_schema", false)?;
-        db.set_prepared_statement_cache_capacity(64);
+fn connect(path: &Path) -> Result<Connection, Error> {
+    let prepare = || {
+        let db =
+            Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+        db.pragma_update(None, "journal_mode", "wal")?;
+        // A reported commit must survive a power cut: later writes to the repository depend on it.
+        db.pragma_update(None, "synchronous", "full")?;
+        configure(&db, CACHE_KIB)?;
         Ok(db)
     };
     prepare().during("open the catalog", path)
+}
+
+/// Opens the database to read it, possibly while another connection writes to it.
+///
+/// The first reader makes SQLite's log and the index of the log, which stay empty, and the last one removes them. If they cannot
+/// be made, the file is read on its own.
+pub(super) fn connect_to_read(path: &Path) -> Result<Connection, Error> {
+    let shared = || -> rusqlite::Result<Connection> {
+        // A read-only connection would leave the log behind.
+        let db =
+            Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+        db.pragma_update(None, "query_only", true)?;
+        // The log is opened by the first read.
+        db.pragma_query_value(None, "user_version", |_| Ok(()))?;
+        Ok(db)
+    };
+    let connected = match shared() {
+        Err(error) if matches!(error.sqlite_error_code(), Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly)) => {
+            alone(path)?.ok_or(error)
+        }
+        other => other,
+    };
+    let prepare = |db| configure(&db, READ_CACHE_KIB).map(|()| db);
+    connected.and_then(prepare).during("open the catalog", path)
+}
+
+/// Opens the file of the database without a log or locks. `None` if this process could write to its folder: then others may
+/// write to it. If one does so through another mount, this connection may fail.
+fn alone(path: &Path) -> Result<Option<Connection>, Error> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    if accessat(CWD, folder, Access::WRITE_OK, AtFlags::EACCESS).is_ok() {
+        return Ok(None);
+    }
+    let mut log = path.as_os_str().to_owned();
+    log.push("-wal");
+    match std::fs::metadata(&log) {
+        Ok(found) if found.len() > 0 => return Err(Error::Unfinished { path: path.to_owned() }),
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            return Err(Error::File { path: log.into(), source });
+        }
+        _ => {}
+    }
+    let escaped: String = path.as_os_str().as_bytes().iter().map(|byte| format!("%{byte:02X}")).collect();
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
+    let open = || Connection::open_with_flags(format!("file:{escaped}?immutable=1"), flags);
+    open().map(Some).during("open the catalog", path)
+}
+
+/// The settings of all connections.
+fn configure(db: &Connection, cache_kib: i64) -> rusqlite::Result<()> {
+    db.pragma_update(None, "cache_size", -cache_kib)?;
+    // Otherwise SQLite plans a statement again for each bound value.
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
+    db.pragma_update(None, "temp_store", "memory")?;
+    db.pragma_update(None, "trusted_schema", false)?;
+    db.set_prepared_statement_cache_capacity(64);
+    Ok(())
 }
 
 fn begin(db: &Connection, path: &Path) -> Result<(), Error> {

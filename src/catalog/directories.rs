@@ -6,10 +6,10 @@
 use std::path::{Path, PathBuf};
 
 use roaring::RoaringTreemap;
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, ToSql, params};
+use rusqlite::{Connection, OptionalExtension, Row, ToSql, params};
 
 use super::chunks::Stored;
-use super::database::{Catalog, connect};
+use super::database::{Catalog, connect_to_read};
 use super::error::Context;
 use super::error::Error;
 use super::ids::BlockId;
@@ -152,7 +152,7 @@ pub struct Past {
 impl Catalog {
     /// Opens a second connection, which reads the committed state.
     pub fn past(&self) -> Result<Past, Error> {
-        let db = connect(&self.path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        let db = connect_to_read(&self.path)?;
         Ok(Past { db, path: self.path.clone() })
     }
 }

@@ -77,6 +77,15 @@ pub enum Error {
         /// The error of SQLite. Its own source has the same words, so it is not the source of this error.
         cause: rusqlite::Error,
     },
+    /// SQLite's log has changes of a run that was killed, and cannot be used without writing to its folder.
+    #[error(
+        "cannot read the catalog {path}: a run was interrupted, and its directory must be writable to recover the changes; run \
+         the command once as a user and at a place that can write to it"
+    )]
+    Unfinished {
+        /// The catalog.
+        path: PathBuf,
+    },
     /// The file could not be opened.
     #[error("cannot open the catalog {path}: {source}")]
     File {

@@ -17,7 +17,7 @@ use super::show::printable;
 use super::signals::stop_on_signals;
 use crate::inventory::{Inventory, host_access, host_key};
 use crate::quantity::parse_duration;
-use crate::session::{self, Priority, adopt_with_host_key, adopt_with_owner_key};
+use crate::session::{self, LockWait, Priority, adopt_with_host_key, adopt_with_owner_key};
 use crate::state::RepositoryState;
 
 /// Make this machine the writer of a repository
@@ -82,7 +82,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let recipients = args.recipient.iter().map(|path| read_certificate(path)).collect::<Result<Vec<_>>>()?;
     let (monitor, stop) = (global.monitor(args.json), stop_on_signals()?);
     let is_host = state.host_key()?.is_some();
-    let lock = || session::lock(&state, args.wait_lock, Priority::Normal, &monitor, &stop);
+    let lock = || session::lock(&state, LockWait::option(args.wait_lock), Priority::Normal, &monitor, &stop);
     if is_host && !recipients.is_empty() {
         let path = state.host_key_path();
         return Err(Usage(format!(

@@ -26,7 +26,7 @@ use crate::format::{Timestamp, name};
 use crate::job::{Counts, Step, backup_outcome};
 use crate::monitor::count;
 use crate::quantity::{parse_duration, parse_percent, parse_size};
-use crate::session::EarlyRuns;
+use crate::session::{EarlyRuns, LockWait};
 
 // Headings of options in help and manual pages.
 const CHOICE: &str = "What to back up";
@@ -443,7 +443,7 @@ impl Args {
                 dry_run: self.dry_run,
                 low_memory: self.low_memory,
                 commit_interval: self.commit_interval,
-                wait_lock: self.wait_lock,
+                wait_lock: LockWait::option(self.wait_lock),
                 recheck: self.recheck,
             },
         })

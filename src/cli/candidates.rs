@@ -21,6 +21,7 @@ use crate::crypt::SecretKey;
 use crate::monitor::Silent;
 use crate::repository::Repository;
 use crate::state::RepositoryState;
+use crate::sys::bounded::{KEYS, read_file};
 use crate::sys::mountinfo::{MountInfo, TABLE};
 
 /// Maximum number of snapshots, and of entries of a directory, that are offered.
@@ -156,7 +157,7 @@ fn paths(current: &OsStr) -> Option<Vec<CompletionCandidate>> {
     if repository.encrypted() {
         // A pipe or a terminal would be waited for.
         let file = args.key.as_ref().filter(|file| file.is_file())?;
-        let key = SecretKey::parse(&std::fs::read(file).ok()?).ok()?;
+        let key = SecretKey::parse(&read_file(file, KEYS).ok()?).ok()?;
         Some(key).filter(|key| !key.is_locked())?;
     }
     let typed = current.to_str()?;

@@ -14,7 +14,7 @@ use crate::catalog::Catalog;
 use crate::inventory::{self, Inventory, host_access, host_key};
 use crate::monitor::count;
 use crate::quantity::parse_duration;
-use crate::session::{self, Priority};
+use crate::session::{self, LockWait, Priority};
 use crate::state::RepositoryState;
 
 #[derive(Debug, clap::Subcommand)]
@@ -90,7 +90,7 @@ fn rebuild(args: &RebuildArgs, global: &Global) -> Result<ExitCode> {
     let state = RepositoryState::new(&global.state()?, repository.id());
     let (monitor, stop) = (global.monitor(args.json), stop_on_signals()?);
     let key = host_key(&state)?;
-    let lock = session::lock(&state, args.wait_lock, Priority::Normal, &monitor, &stop)?;
+    let lock = session::lock(&state, LockWait::option(args.wait_lock), Priority::Normal, &monitor, &stop)?;
     let access = host_access(&key)?;
     let inventory = Inventory { repository: &repository, access: &access, monitor: &monitor, stop: &stop };
     let (_, found) = inventory::rebuild(&inventory, &lock, &key.fingerprint())?;

@@ -184,7 +184,7 @@ mod tests {
     }
 
     fn locked() -> state::Error {
-        state::Error::Locked { path: PathBuf::from("lock"), holder: "process 1".into() }
+        state::Error::Locked { path: PathBuf::from("lock"), holder: "process 1".into(), setting: "--wait-lock" }
     }
 
     fn no_key() -> repository::Error {

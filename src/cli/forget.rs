@@ -26,6 +26,7 @@ use crate::quantity::parse_duration;
 use crate::retention::{
     Age, Calendar, Caution, Choice, Chosen, Count, Decision, Grouping, Period, Policy, Reason, Rule, Scene,
 };
+use crate::session::LockWait;
 use crate::state::RepositoryState;
 
 /// Forget snapshots, by name or by a policy
@@ -248,7 +249,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     if !args.prune {
         return Ok(ExitCode::SUCCESS);
     }
-    let run = prune::Run { wait_lock: args.run.wait_lock, dry_run: false, json: args.run.json };
+    let run = prune::Run { wait_lock: LockWait::option(args.run.wait_lock), dry_run: false, json: args.run.json };
     prune::prune_as(&args.repository, &prune::Limits::default(), &run, global)
 }
 
@@ -289,7 +290,7 @@ fn with_scene(
     let repository = repository.open(global)?;
     let state = RepositoryState::new(&global.state()?, repository.id());
     let (monitor, stop) = (global.monitor(run.json), stop_on_signals()?);
-    let (repository, state, monitor, wait_lock) = (&repository, &state, &monitor, run.wait_lock);
+    let (repository, state, monitor, wait_lock) = (&repository, &state, &monitor, LockWait::option(run.wait_lock));
     work(&Scene { repository, state, wait_lock, monitor, stop: &stop })?;
     Ok(ExitCode::SUCCESS)
 }

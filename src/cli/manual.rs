@@ -218,7 +218,7 @@ pub fn environment(command: &Command, commands: &[Command]) -> Vec<(String, Stri
         ("BRACKFS_PASSPHRASE_FILE", "A file that holds the passphrase.\nNewlines at its end are ignored.", may_ask),
         (
             "BRACKFS_PASSPHRASE_COMMAND",
-            "A command, run by\n.BR sh ,\nthat writes the passphrase to standard output.\nThe first of these three variables that is set and not empty is used; otherwise the passphrase is asked for at the terminal.",
+            "A command, run by\n.BR sh ,\nthat writes the passphrase to standard output.\nMore than 1 MiB, also from the file, is an error.\nThe first of these three variables that is set and not empty is used; otherwise the passphrase is asked for at the terminal.",
             may_ask,
         ),
         ("GNUPGHOME", "The directory of gpg, if gpg has the secret key.", root || has(command, "key")),
@@ -420,7 +420,7 @@ It makes backups fast, and exists only on the machine that is backed up; a resto
 .I catalog.sqlite\-wal
 and
 .I catalog.sqlite\-shm
-are part of it.
+are part of it; they exist while it is in use, and after a run was killed.
 If it is lost, the next backup rebuilds it from the repository; see
 .BR brackfs\-catalog\-rebuild (1).
 .TP

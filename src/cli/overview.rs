@@ -34,7 +34,7 @@ pub(super) fn read(
     global: &Global,
 ) -> Result<Overview> {
     let state = global.state()?;
-    let journal = Journal::open_existing(&state)?;
+    let journal = Journal::view(&state)?;
     let scope = Scope { config, sources, state: &state, journal: journal.as_ref(), max_age, history };
     Ok(scope.read()?)
 }

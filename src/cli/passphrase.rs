@@ -1,17 +1,22 @@
 //! Passphrases: from the environment, or asked for at the terminal.
 
 use std::ffi::OsString;
+use std::io::{self, Read};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::thread;
 
 use anyhow::Result;
 
 use super::exit::NoSecret;
 use super::{output, terminal};
 use crate::crypt::{self, Passphrase};
+use crate::sys::bounded::{SECRET, read_all, read_file};
 
 /// How often the terminal is asked for a passphrase.
 const TRIES: u32 = 3;
+/// Bytes of the messages of a command that are shown.
+const MESSAGES: u64 = 64 << 10;
 
 /// Unlocks a key with its passphrase. At the terminal, another one may be tried.
 pub(super) fn unlock<T>(prompt: &str, unlock: impl Fn(&Passphrase) -> Result<T>) -> Result<T> {
@@ -89,20 +94,41 @@ fn from_environment() -> Result<Option<(&'static str, String)>> {
 
 fn from_file(path: OsString, name: &str) -> Result<Vec<u8>> {
     let path = PathBuf::from(path);
-    Ok(std::fs::read(&path).map_err(|e| NoSecret(format!("{name}: cannot read {}: {e}", path.display())))?)
+    Ok(read_file(&path, SECRET).map_err(|e| NoSecret(format!("{name}: cannot read {}: {e}", path.display())))?)
 }
 
 fn from_command(command: OsString, name: &str) -> Result<Vec<u8>> {
-    let is_json = output::is_json();
-    let result = Command::new("sh")
-        .arg("-c")
-        .arg(command)
-        .stderr(if is_json { Stdio::piped() } else { Stdio::inherit() })
-        .output()
-        .map_err(|e| NoSecret(format!("{name}: cannot run sh: {e}")))?;
-    String::from_utf8_lossy(&result.stderr).lines().for_each(|line| output::message(output::program_line(name, line)));
-    if !result.status.success() {
-        return Err(NoSecret(format!("{name} failed ({})", result.status)).into());
+    let failed = |error: io::Error| NoSecret(format!("{name}: cannot run sh: {error}"));
+    let errors = if output::is_json() { Stdio::piped() } else { Stdio::inherit() };
+    let mut shell = Command::new("sh");
+    shell.arg("-c").arg(command).stdin(Stdio::inherit()).stdout(Stdio::piped()).stderr(errors);
+    let mut child = shell.spawn().map_err(failed)?;
+    let (printed, errors) = (child.stdout.take(), child.stderr.take());
+    let secret = thread::scope(|threads| {
+        let said = threads.spawn(|| errors.map(first_lines).unwrap_or_default());
+        // Once the pipe is closed, the programs that the shell has started end as well.
+        let secret = printed.map(|printed| read_all(printed, SECRET)).unwrap_or_else(|| Ok(Vec::new()));
+        if secret.is_err() {
+            // It may have ended by now.
+            let _ = child.kill();
+        }
+        let said = said.join().unwrap_or_default();
+        said.lines().for_each(|line| output::message(output::program_line(name, line)));
+        secret
+    });
+    let status = child.wait().map_err(failed)?;
+    let secret = secret.map_err(|e| NoSecret(format!("{name}: cannot use the output of the command: {e}")))?;
+    if !status.success() {
+        return Err(NoSecret(format!("{name} failed ({status})")).into());
     }
-    Ok(result.stdout)
+    Ok(secret)
+}
+
+/// The beginning of a program's messages. The rest is read too, since the program would wait otherwise.
+fn first_lines(mut messages: impl Read) -> String {
+    let mut first = Vec::new();
+    // After an error, there are no more of them.
+    let _ = messages.by_ref().take(MESSAGES).read_to_end(&mut first);
+    let _ = io::copy(&mut messages, &mut io::sink());
+    String::from_utf8_lossy(&first).into_owned()
 }

@@ -18,6 +18,7 @@ use crate::job::{Step, prune_outcome};
 use crate::monitor::count;
 use crate::prune::{self, Options, Summary};
 use crate::quantity::{parse_duration, parse_percent, parse_size};
+use crate::session::LockWait;
 use crate::state::RepositoryState;
 
 /// Remove data that no snapshot needs any more
@@ -130,13 +131,13 @@ impl Limits {
 }
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
-    let run = Run { wait_lock: args.wait_lock, dry_run: args.dry_run, json: args.json };
+    let run = Run { wait_lock: LockWait::option(args.wait_lock), dry_run: args.dry_run, json: args.json };
     prune_as(&args.repository, &args.limits, &run, global)
 }
 
 /// How a prune is run and reported.
 pub(super) struct Run {
-    pub(super) wait_lock: Duration,
+    pub(super) wait_lock: LockWait,
     pub(super) dry_run: bool,
     pub(super) json: bool,
 }

@@ -20,6 +20,7 @@ use crate::quantity::parse_size;
 use crate::reader::Reader;
 use crate::repository::{Access, Keys, Repository};
 use crate::state::RepositoryState;
+use crate::sys::bounded::{KEYS, read_file};
 
 /// Default cache size, in bytes, of commands that read each block about once.
 pub(super) const SMALL_CACHE: u64 = 24 << 20;
@@ -217,7 +218,7 @@ impl ReaderArgs {
             return if owners.is_empty() { Ok(Opener::gpg(self.key_store(state))) } else { unlock_any(owners) };
         };
         let shown = path.display();
-        let bytes = std::fs::read(path)
+        let bytes = read_file(path, KEYS)
             .map_err(|e| NoSecret(format!("cannot read the key {shown}: {e}; give the file with the secret key")))?;
         let mut key = SecretKey::parse(&bytes).map_err(|error| match error {
             crypt::Error::NotAKey { .. } => NoSecret(format!(

@@ -18,8 +18,9 @@ use crate::catalog::Catalog;
 use crate::crypt::{self, Certificate};
 use crate::inventory::{Inventory, host_access, host_key};
 use crate::quantity::parse_duration;
-use crate::session::{self, Priority};
+use crate::session::{self, LockWait, Priority};
 use crate::state::RepositoryState;
+use crate::sys::bounded::{KEYS, read_file};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum RecipientsCommand {
@@ -124,7 +125,7 @@ fn update(args: &UpdateArgs, global: &Global) -> Result<ExitCode> {
     let state = RepositoryState::new(&global.state()?, repository.id());
     let (monitor, stop) = (global.monitor(args.json), stop_on_signals()?);
     let key = host_key(&state)?;
-    let lock = session::lock(&state, args.wait_lock, Priority::Normal, &monitor, &stop)?;
+    let lock = session::lock(&state, LockWait::option(args.wait_lock), Priority::Normal, &monitor, &stop)?;
     let access = host_access(&key)?;
     let inventory = Inventory { repository: &repository, access: &access, monitor: &monitor, stop: &stop };
     let mut catalog = Catalog::open(&state.catalog_path(), repository.id())?;
@@ -157,7 +158,7 @@ fn until(certificate: &Certificate) -> String {
 /// Reads a certificate, or the public part of a key, from a file.
 pub(super) fn read_certificate(path: &Path) -> Result<Certificate> {
     let shown = path.display();
-    let bytes = std::fs::read(path).map_err(|error| match error.kind() {
+    let bytes = read_file(path, KEYS).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => anyhow::anyhow!(
             "cannot read the certificate {shown}: there is no such file; to get it from gpg: gpg --export {shown} > FILE"
         ),

@@ -23,6 +23,7 @@ use crate::monitor::Monitor;
 use crate::overview::Overview;
 use crate::reader::Reader;
 use crate::repository::Repository;
+use crate::sys::bounded::{KEYS, read_file};
 use crate::sys::durable::{IfExists, write_file};
 
 /// A day.
@@ -88,7 +89,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     }
     let history = if args.html.is_some() { YEAR } else { overview::HISTORY };
     let overview = overview::read(&config, config.sources.iter().collect(), None, history, global)?;
-    let troubles = match Journal::open_existing(&global.state()?)? {
+    let troubles = match Journal::view(&global.state()?)? {
         Some(journal) => journal.troubles(overview.now - RECENT, overview.now, MOST_TROUBLES)?,
         None => Vec::new(),
     };
@@ -152,7 +153,7 @@ fn grown(args: &Args, config: &Config, global: &Global, monitor: &dyn Monitor) -
     }
     let find = || -> Result<Option<Vec<SourceGrowth>>> {
         if let Some(path) = key {
-            let bytes = std::fs::read(path).with_context(|| format!("cannot read the key {}", path.display()))?;
+            let bytes = read_file(path, KEYS).with_context(|| format!("cannot read the key {}", path.display()))?;
             let key = SecretKey::parse(&bytes).with_context(|| format!("cannot use the key {}", path.display()))?;
             if key.is_locked() {
                 return Ok(None);

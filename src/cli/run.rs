@@ -161,7 +161,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         return Err(Usage("the configuration has no source; write one, such as [source.home]".into()).into());
     }
     let (monitor, stop, state) = (global.monitor(args.json), stop_on_signals()?, global.state()?);
-    let opened = if args.dry_run { Journal::open_existing(&state) } else { Journal::open(&state).map(Some) };
+    let opened = if args.dry_run { Journal::view(&state) } else { Journal::open(&state).map(Some) };
     let journal = opened.unwrap_or_else(|error| {
         monitor.note(&error.to_string());
         None

@@ -11,7 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use rusqlite::{Connection, OptionalExtension, ToSql, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, ToSql, Transaction, TransactionBehavior, params};
 
 use super::outcome::{Counts, Ending, Row, Step};
 use crate::format::RepositoryId;
@@ -209,43 +209,87 @@ impl Journal {
 
     /// Ends the steps and runs whose processes have ended without a result.
     fn end_killed(&self) -> rusqlite::Result<()> {
+        let (steps, runs) = self.killed()?;
+        // Each may have ended since it was found.
+        for id in steps {
+            let end = format!("UPDATE steps SET outcome = ?, message = ? WHERE id = ? AND outcome = '{STARTED}'");
+            self.db.execute(&end, params![Ending::Failed.name(), KILLED, id])?;
+        }
+        for id in runs {
+            let end = format!("UPDATE runs SET code = ? WHERE id = ? AND code = {RUNS_ON}");
+            self.db.execute(&end, params![KILLED_RUN, id])?;
+        }
+        Ok(())
+    }
+
+    /// Makes these steps and runs look ended on this connection: temporary views hide the tables of the same name.
+    fn show_killed(&self) -> rusqlite::Result<()> {
+        let (steps, runs) = self.killed()?;
+        if steps.is_empty() && runs.is_empty() {
+            return Ok(());
+        }
+        let listed = |ids: Vec<i64>| ids.iter().map(i64::to_string).collect::<Vec<_>>().join(", ");
+        let (steps, runs, failed) = (listed(steps), listed(runs), Ending::Failed.name());
+        self.db.execute_batch(&format!(
+            "CREATE TEMP VIEW steps AS SELECT id, ended, seconds, step, source, target, repository,
+                iif(outcome = '{STARTED}' AND id IN ({steps}), '{failed}', outcome) AS outcome,
+                iif(outcome = '{STARTED}' AND id IN ({steps}), '{KILLED}', message) AS message,
+                files, bytes, stored_bytes, problems FROM main.steps;
+            CREATE TEMP VIEW runs AS SELECT id, ended,
+                iif(code = {RUNS_ON} AND id IN ({runs}), {KILLED_RUN}, code) AS code FROM main.runs;"
+        ))
+    }
+
+    /// The steps and runs whose processes have ended without a result.
+    fn killed(&self) -> rusqlite::Result<(Vec<i64>, Vec<i64>)> {
         let find = |which: &str| {
             let mut find = self.db.prepare(&format!("SELECT id FROM {which}"))?;
             find.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<Vec<i64>>>()
         };
-        let [started_step, started_run] = [format!("outcome = '{STARTED}'"), format!("code = {RUNS_ON}")];
-        let steps = find(&format!("steps WHERE {started_step}"))?;
-        let runs = find(&format!("runs WHERE {started_run}"))?;
-        if steps.is_empty() && runs.is_empty() {
-            return Ok(());
+        let mut steps = find(&format!("steps WHERE outcome = '{STARTED}'"))?;
+        let mut runs = find(&format!("runs WHERE code = {RUNS_ON}"))?;
+        if !steps.is_empty() || !runs.is_empty() {
+            // Without the file, no process has a lock.
+            let running = File::open(self.path.with_file_name(RUNNING)).ok();
+            let is_running = |byte: i64| running.as_ref().is_some_and(|running| byte_lock::is_held(running, byte));
+            steps.retain(|id| !is_running(*id));
+            runs.retain(|id| !is_running(RUNS + id));
         }
-        // Without the file, no process has a lock.
-        let running = File::open(self.path.with_file_name(RUNNING)).ok();
-        let is_running = |byte: i64| running.as_ref().is_some_and(|running| byte_lock::is_held(running, byte));
-        // Each may have ended since it was found.
-        for id in steps.into_iter().filter(|id| !is_running(*id)) {
-            let end = format!("UPDATE steps SET outcome = ?, message = ? WHERE id = ? AND {started_step}");
-            self.db.execute(&end, params![Ending::Failed.name(), KILLED, id])?;
-        }
-        for id in runs.into_iter().filter(|id| !is_running(RUNS + id)) {
-            let end = format!("UPDATE runs SET code = ? WHERE id = ? AND {started_run}");
-            self.db.execute(&end, params![KILLED_RUN, id])?;
-        }
-        Ok(())
+        Ok((steps, runs))
     }
 
     fn failed(&self, error: rusqlite::Error) -> JournalError {
         JournalError::of(&self.path, &error)
     }
 
-    /// The same, if there is one.
-    pub fn open_existing(state: &Path) -> Result<Option<Self>, JournalError> {
+    /// Opens the journal to read it; `None` if nothing was recorded yet. Nothing on the disk is changed.
+    pub fn view(state: &Path) -> Result<Option<Self>, JournalError> {
         let path = state.join(FILE);
         match path.try_exists() {
-            Ok(true) => Journal::open(state).map(Some),
-            Ok(false) => Ok(None),
+            Ok(true) => {}
+            Ok(false) => return Ok(None),
             // The record of another user must not look like none.
-            Err(error) => Err(JournalError::Database { path, why: error.to_string() }),
+            Err(error) => return Err(JournalError::Database { path, why: error.to_string() }),
+        }
+        let failed = |error| JournalError::of(&path, &error);
+        let open = || {
+            // A read-only connection could not undo what a killed process has half written.
+            let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+            let db = Connection::open_with_flags(&path, flags)?;
+            db.busy_timeout(BUSY)?;
+            let schema: i64 = db.pragma_query_value(None, "user_version", |row| row.get(0))?;
+            db.pragma_update(None, "temp_store", "memory")?;
+            Ok((db, schema))
+        };
+        match open().map_err(failed)? {
+            (_, 0) => Ok(None),
+            (db, SCHEMA) => {
+                let journal = Journal { db, path };
+                journal.show_killed().map_err(|e| journal.failed(e))?;
+                Ok(Some(journal))
+            }
+            (_, older) if older < SCHEMA => Journal::open(state).map(Some),
+            _ => Err(JournalError::Newer { path }),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Pings of a URL at the beginning and the end of a run.
 
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -9,12 +9,13 @@ use ureq::Agent;
 use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
 
 use crate::config::Secret;
+use crate::sys::bounded::{SECRET as LONGEST, read_file};
 use crate::sys::process_group::{OutputFile, ProcessGroup};
 
 /// How long a ping may take.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Maximum length of a secret in bytes.
-const SECRET: usize = 8 << 10;
+/// Bytes of the output of a command that are used.
+const USED: usize = 8 << 10;
 
 /// Tells a URL about a run: `end` is added to its path. The error has no secret.
 pub fn ping(url: &Secret, end: &str, body: Option<&str>) -> Result<(), String> {
@@ -60,10 +61,12 @@ fn output(command: &mut Command, program: &str) -> Result<String, String> {
     command.stdout(output.end().map_err(failed)?).stderr(errors.end().map_err(failed)?);
     let group = ProcessGroup::start(command).map_err(failed)?;
     let begun = Instant::now();
-    match group.wait(|| begun.elapsed() > PATIENCE).map_err(failed)? {
+    let is_too_long = || output.is_longer_than(LONGEST) || errors.is_longer_than(LONGEST);
+    match group.wait(|| begun.elapsed() > PATIENCE || is_too_long()).map_err(failed)? {
+        _ if is_too_long() => return Err(format!("{program} printed more than {} MiB", LONGEST >> 20)),
         Some(status) if status.success() => {}
         Some(status) => {
-            let errors = errors.read(SECRET).map_err(failed)?;
+            let errors = errors.read(USED).map_err(failed)?;
             let text = String::from_utf8_lossy(&errors);
             let lines: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
             return Err([format!("{program} failed ({status})"), lines.join("; ")].join(if lines.is_empty() {
@@ -74,15 +77,14 @@ fn output(command: &mut Command, program: &str) -> Result<String, String> {
         }
         None => return Err(format!("{program} took longer than {} s", PATIENCE.as_secs())),
     }
-    let bytes = output.read(SECRET).map_err(failed)?;
+    let bytes = output.read(USED).map_err(failed)?;
     String::from_utf8(bytes).map_err(|_| format!("the output of {program} is not UTF-8"))
 }
 
 fn read(path: &Path) -> Result<String, String> {
     let failed = |error: io::Error| format!("cannot read {}: {error}", path.display());
-    let mut text = String::new();
-    std::fs::File::open(path).map_err(failed)?.take(SECRET as u64).read_to_string(&mut text).map_err(failed)?;
-    Ok(text)
+    let bytes = read_file(path, LONGEST).map_err(failed)?;
+    String::from_utf8(bytes).map_err(|_| format!("{} is not UTF-8", path.display()))
 }
 
 #[cfg(test)]
@@ -105,6 +107,14 @@ mod tests {
         assert_eq!(reveal(&command("echo x; head -c 1000000 /dev/zero")), Ok("x".into()));
         for wrong in [command("exit 1"), command("true"), Secret::Variable("BRACKFS_NO_SUCH".into())] {
             reveal(&wrong).unwrap_err();
+        }
+        // Without end.
+        for (wrong, why) in [
+            (command("exec cat /dev/zero"), "sh printed more than 1 MiB"),
+            (command("exec cat /dev/zero >&2"), "sh printed more than 1 MiB"),
+            (Secret::File("/dev/zero".into()), "cannot read /dev/zero: it is larger than 1 MiB"),
+        ] {
+            assert_eq!(reveal(&wrong), Err(why.to_owned()));
         }
         reveal(&Secret::File("/nonexistent".into())).unwrap_err();
     }

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, Mode, flock, makedev};
+use rustix::io::retry_on_intr;
 
 use super::outcome::Failed;
 use crate::backup::{Placed, SNAPSHOT_FOLDER};
@@ -32,6 +33,8 @@ const REMOVAL: Duration = Duration::from_secs(60);
 const SUBVOLUME: u64 = 256;
 /// Flags of a mount that the mount of its snapshot must have as well.
 const RESTRICTIONS: [&str; 3] = ["nosuid", "nodev", "noexec"];
+/// Maximum length of the output of a program in bytes. Lists of volumes are far shorter.
+const LONGEST: u64 = 64 << 20;
 /// Maximum length of a record in bytes.
 const RECORD_SIZE: u64 = 64 << 10;
 
@@ -209,8 +212,7 @@ impl<'a> Snapshots<'a> {
         make_private(&folder)?;
         let record = folder.join(format!("{name}{RECORD}"));
         let write = || -> io::Result<File> {
-            let mut file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&record)?;
-            flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+            let mut file = create_locked(&record)?;
             file.write_all(&what.as_record())?;
             file.sync_all()?;
             Ok(file)
@@ -223,10 +225,27 @@ impl<'a> Snapshots<'a> {
 
 impl Drop for Snapshots<'_> {
     fn drop(&mut self) {
-        for Held { record, what, .. } in self.held.drain(..).rev() {
+        for Held { record, _lock, what } in self.held.drain(..).rev() {
             end(&record, &what, self.note);
         }
     }
+}
+
+/// Creates a record and locks it.
+fn create_locked(record: &Path) -> io::Result<File> {
+    loop {
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(record)?;
+        retry_on_intr(|| flock(&file, FlockOperation::LockExclusive))?;
+        if is_named(&file) {
+            return Ok(file);
+        }
+        // Before it was locked, another run took it for that of a killed run.
+    }
+}
+
+/// Whether a file was not removed since it was opened. A record is only removed by the process that has locked it.
+fn is_named(file: &File) -> bool {
+    file.metadata().is_ok_and(|found| found.nlink() > 0)
 }
 
 /// Fails if another user could change the records, and so make this one remove any snapshot.
@@ -283,12 +302,13 @@ pub(super) fn remove_leftovers(state: &Path, note: &dyn Fn(&str)) {
         return;
     }
     for record in records {
-        let Ok(file) = File::open(&record) else { continue };
-        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        // NFS locks only files that are open for writing.
+        let Ok(file) = OpenOptions::new().read(true).write(true).open(&record) else { continue };
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() || !is_named(&file) {
             continue;
         }
         let mut bytes = Vec::new();
-        let read = file.take(RECORD_SIZE).read_to_end(&mut bytes);
+        let read = (&file).take(RECORD_SIZE).read_to_end(&mut bytes);
         match (read, Made::of_record(&bytes)) {
             (Ok(_), Some(what)) => end(&record, &what, note),
             // It was not written to its end, so its snapshot was not made.
@@ -482,7 +502,11 @@ fn command(program: &str, arguments: &[&OsStr], gives_up: &dyn Fn() -> bool) -> 
     let mut run = || -> io::Result<_> {
         let (output, errors) = (OutputFile::new()?, OutputFile::new()?);
         command.stdout(output.end()?).stderr(errors.end()?);
-        let status = ProcessGroup::start(&mut command)?.wait(gives_up)?;
+        let is_too_long = || output.is_longer_than(LONGEST) || errors.is_longer_than(LONGEST);
+        let status = ProcessGroup::start(&mut command)?.wait(|| gives_up() || is_too_long())?;
+        if is_too_long() {
+            return Err(io::Error::other(format!("it printed more than {} MiB", LONGEST >> 20)));
+        }
         let text = |file: OutputFile| Ok::<_, io::Error>(String::from_utf8_lossy(&file.read(usize::MAX)?).into_owned());
         Ok((status, text(output)?, text(errors)?))
     };
@@ -520,6 +544,31 @@ mod tests {
     }
 
     #[test]
+    fn a_record_is_not_taken_for_a_leftover_before_it_is_locked() {
+        let folder = tempfile::tempdir().unwrap();
+        let (state, stop) = (folder.path(), AtomicBool::new(false));
+        let note: &(dyn Fn(&str) + Sync) = &|message| panic!("{message}");
+        let make = |run: usize| {
+            for number in 0..500 {
+                let mut own = Snapshots { state, stop: &stop, note: &note, held: Vec::new(), read_from: Vec::new() };
+                // There is no such snapshot, so only records are removed.
+                let what = Made::Btrfs(state.join(format!("{run}-{number}")));
+                own.hold(&format!("{run}-{number}"), what.clone()).map_err(|failed| failed.message).unwrap();
+                let record = fs::read(&own.held[0].record).unwrap();
+                assert_eq!(Made::of_record(&record), Some(what));
+            }
+        };
+        std::thread::scope(|threads| {
+            let makers = [0, 1].map(|run| threads.spawn(move || make(run)));
+            let is_done = || makers.iter().all(std::thread::ScopedJoinHandle::is_finished);
+            while !is_done() {
+                remove_leftovers(state, &note);
+            }
+        });
+        assert_eq!(fs::read_dir(state.join(RECORDS)).unwrap().count(), 0);
+    }
+
+    #[test]
     fn the_errors_of_a_program_are_in_the_message() {
         let run = |words: &[&str]| command("sh", &words.iter().map(OsStr::new).collect::<Vec<_>>(), &|| false);
         assert_eq!(run(&["-c", "echo ' out '"]).unwrap(), "out");
@@ -527,5 +576,7 @@ mod tests {
         assert!(message.contains("sh failed") && message.contains("no such volume"), "{message}");
         let message = command("no-such-program", &[], &|| false).unwrap_err().message;
         assert_eq!(message, "cannot run no-such-program: it is not installed");
+        let message = run(&["-c", "exec cat /dev/zero"]).unwrap_err().message;
+        assert_eq!(message, "cannot run sh: it printed more than 64 MiB");
     }
 }

@@ -21,7 +21,7 @@ use crate::monitor::{Monitor, count};
 use crate::prune;
 use crate::repository::Repository;
 use crate::retention::{self, Calendar, Caution, Choice, ForgetError, Grouping};
-use crate::session::{self, EarlyRuns};
+use crate::session::{self, EarlyRuns, LockWait};
 use crate::state::RepositoryState;
 use crate::storage::{Ahead, Location};
 
@@ -399,7 +399,7 @@ impl<'a> Run<'a> {
                 }
                 let repository = environment.open(target, Vec::new())?;
                 let state = RepositoryState::new(environment.state, repository.id());
-                let (stop, wait_lock) = (environment.stop, target.wait_lock);
+                let (stop, wait_lock) = (environment.stop, LockWait::configured(target.wait_lock));
                 let forgetting = retention::Scene { repository: &repository, state: &state, wait_lock, monitor, stop };
                 let choice = Choice::Policy {
                     policy: policy.clone(),
@@ -471,7 +471,10 @@ impl<'a> Run<'a> {
                     }
                     summary => summary?,
                 },
-                false => prune::prune(&repository, &state, options, target.wait_lock, monitor, environment.stop)?,
+                false => {
+                    let wait = LockWait::configured(target.wait_lock);
+                    prune::prune(&repository, &state, options, wait, monitor, environment.stop)?
+                }
             };
             Ok(prune_outcome(&summary, |bytes| environment.caller.size(bytes)))
         });
@@ -498,8 +501,8 @@ impl<'a> Run<'a> {
             }
             let repository = environment.open(target, Vec::new())?;
             let state = RepositoryState::new(environment.state, repository.id());
-            let found =
-                session::check_part(&repository, &state, read_data, target.wait_lock, monitor, environment.stop)?;
+            let wait = LockWait::configured(target.wait_lock);
+            let found = session::check_part(&repository, &state, read_data, wait, monitor, environment.stop)?;
             let (packs, size) = (count(found.packs, "pack", "packs"), environment.caller.size(found.read_bytes));
             let text = format!("{packs} compared, {} of them read ({size})", found.read_packs);
             match found.problems {
@@ -632,7 +635,7 @@ fn back_up(
     if job.allow_shrink {
         options.policy.guard = None;
     }
-    options.policy.wait_lock = target.wait_lock;
+    options.policy.wait_lock = LockWait::configured(target.wait_lock);
     options.policy.daily_at = location.is_remote().then(|| location.identity());
     // A dry run opens no session.
     let identity = options.policy.daily_at.as_deref().filter(|_| !job.dry_run);

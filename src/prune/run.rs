@@ -16,7 +16,7 @@ use crate::crypt::SecretKey;
 use crate::inventory::{Inventory, host_access, host_key};
 use crate::monitor::{Monitor, Total, Unit};
 use crate::repository::Repository;
-use crate::session::{self, Checks, Mend, Priority, Session};
+use crate::session::{self, Checks, LockWait, Mend, Priority, Session};
 use crate::state::{Lock, RepositoryState};
 
 /// Removes data that no kept snapshot needs, with the host key alone. Waits up to `wait` for the lock. Gives it up for other
@@ -25,14 +25,14 @@ pub fn prune(
     repository: &Repository,
     state: &RepositoryState,
     options: &Options,
-    wait: Duration,
+    wait: LockWait,
     monitor: &dyn Monitor,
     stop: &AtomicBool,
 ) -> Result<Summary, Error> {
     let (mut whole, mut begun): (Option<Summary>, Option<Instant>) = (None, None);
     session::with_reserve(repository, state, monitor, || {
         loop {
-            let wait = if whole.is_none() { wait } else { Duration::MAX };
+            let wait = if whole.is_none() { wait } else { LockWait { longest: Duration::MAX, ..wait } };
             let lock = session::lock(state, wait, Priority::Low, monitor, stop).map_err(session::Error::from)?;
             let copied = whole.as_ref().map_or(0, |whole| whole.copied_bytes);
             let begun = *begun.get_or_insert_with(Instant::now);

@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
 
 use super::error::ForgetError;
 use super::plan::{Group, Grouping, LargeRemoval, Plan, select};
@@ -16,7 +15,7 @@ use crate::format::usage::Hold;
 use crate::inventory::host_key;
 use crate::monitor::Monitor;
 use crate::repository::Repository;
-use crate::session::{self, Checks, Mend, Priority, Session};
+use crate::session::{self, Checks, LockWait, Mend, Priority, Session};
 use crate::state::RepositoryState;
 
 /// What a run works on.
@@ -26,7 +25,7 @@ pub struct Scene<'a> {
     /// This machine's state for it.
     pub state: &'a RepositoryState,
     /// How long to wait for another run that writes.
-    pub wait_lock: Duration,
+    pub wait_lock: LockWait,
     /// Receives messages.
     pub monitor: &'a dyn Monitor,
     /// When set, the run ends early.

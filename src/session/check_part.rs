@@ -12,7 +12,7 @@ use crate::inventory::{self, Inventory, host_access, host_key};
 use crate::monitor::Monitor;
 use crate::repository::Repository;
 use crate::source::now;
-use crate::state::{Priority, RepositoryState};
+use crate::state::{LockWait, Priority, RepositoryState};
 
 /// What a check of a part found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -35,14 +35,14 @@ pub fn check_part(
     repository: &Repository,
     state: &RepositoryState,
     part: f64,
-    wait: Duration,
+    wait: LockWait,
     monitor: &dyn Monitor,
     stop: &AtomicBool,
 ) -> Result<PartCheck, Error> {
     let _span = debug_span!("check").entered();
     let (mut whole, mut left): (PartCheck, Option<u64>) = (PartCheck::default(), None);
     loop {
-        let wait = if left.is_none() { wait } else { Duration::MAX };
+        let wait = if left.is_none() { wait } else { LockWait { longest: Duration::MAX, ..wait } };
         let lock = super::lock(state, wait, Priority::Low, monitor, stop)?;
         let key = host_key(state)?;
         let (host, access) = (key.certificate(), host_access(&key)?);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::{Checks, EarlyRuns, Mend, Priority, Session, lock};
+use super::{Checks, EarlyRuns, LockWait, Mend, Priority, Session, lock};
 use crate::catalog::{Catalog, Folder, Trust};
 use crate::crypt::{SecretKey, Signer};
 use crate::format::id::{CatalogId, ObjectId};
@@ -81,7 +81,7 @@ impl Site {
     ) -> T {
         let stop = AtomicBool::new(false);
         let state = RepositoryState::new(&self.folder.path().join("state"), repository.id());
-        let lock = lock(&state, Duration::ZERO, Priority::Normal, &Silent, &stop).unwrap();
+        let lock = lock(&state, LockWait::option(Duration::ZERO), Priority::Normal, &Silent, &stop).unwrap();
         let key = host_key(&state).unwrap();
         let checks = Checks { mend: Mend::No, recheck: READ_AGAIN, daily_at: None, early };
         let (session, catalog) = Session::open(repository, &lock, key, checks, &mut 0, &Silent, &stop).unwrap();

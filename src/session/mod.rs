@@ -32,7 +32,6 @@ mod reserve;
 mod tombstones;
 
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
 
 pub use adopt::{Adopted, adopt_with_host_key, adopt_with_owner_key};
 pub use check_part::{PartCheck, check_part};
@@ -45,14 +44,14 @@ pub use remover::Remover;
 pub use reserve::{keep_reserve, with_reserve};
 
 use crate::monitor::Monitor;
-pub use crate::state::Priority;
 use crate::state::{self, Lock, RepositoryState};
+pub use crate::state::{LockWait, Priority};
 
-/// Takes the lock that all runs on this machine need before they write. Waits up to `wait` for another run, after telling
+/// Takes the lock that all runs on this machine need before they write. Waits for another run up to this time, after telling
 /// the monitor.
 pub fn lock(
     state: &RepositoryState,
-    wait: Duration,
+    wait: LockWait,
     priority: Priority,
     monitor: &dyn Monitor,
     stop: &AtomicBool,

@@ -9,12 +9,15 @@
 //! Outside of a file, both characters are literal: shells and TOML have comments of their own.
 
 use std::borrow::Cow;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
 
 use super::error::Error;
+use crate::sys::bounded::read_file;
+
+/// Maximum length of a file with patterns in bytes.
+const LONGEST_FILE: u64 = 64 << 20;
 
 /// A pattern and its origin.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,7 +49,7 @@ impl Pattern {
     /// Reads the patterns in a file, in order.
     pub fn read_file(path: &Path) -> Result<Vec<Self>, Error> {
         let failed = |why: String| Error::PatternFile { path: path.to_owned(), why };
-        let bytes = fs::read(path).map_err(|e| failed(e.to_string()))?;
+        let bytes = read_file(path, LONGEST_FILE).map_err(|e| failed(e.to_string()))?;
         let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
         let lines = bytes.split(|byte| *byte == b'\n').enumerate().map(|(before, line)| {
             let line = line.strip_suffix(b"\r").unwrap_or(line);
@@ -228,7 +231,7 @@ mod tests {
 
     fn file_of(content: impl AsRef<[u8]>) -> tempfile::NamedTempFile {
         let file = tempfile::NamedTempFile::new().unwrap();
-        fs::write(file.path(), content).unwrap();
+        std::fs::write(file.path(), content).unwrap();
         file
     }
 

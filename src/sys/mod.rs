@@ -17,6 +17,7 @@
 mod allocator;
 pub(crate) mod batch_read;
 pub(crate) mod below;
+pub(crate) mod bounded;
 pub(crate) mod byte_lock;
 pub(crate) mod durable;
 pub(crate) mod mountinfo;

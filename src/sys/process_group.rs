@@ -82,6 +82,11 @@ impl OutputFile {
         Ok(self.0.try_clone()?.into())
     }
 
+    /// Whether the output so far is longer than this.
+    pub(crate) fn is_longer_than(&self, most: u64) -> bool {
+        self.0.metadata().is_ok_and(|found| found.len() > most)
+    }
+
     /// The output so far, up to a maximum length.
     pub(crate) fn read(&self, most: usize) -> io::Result<Vec<u8>> {
         let length = usize::try_from(self.0.metadata()?.len()).unwrap_or(most);

@@ -33,7 +33,7 @@ pub(super) fn repository_of(target: &TargetConfig, state: &Path, global: &Global
 /// The sources that lack a backup on one of their targets.
 pub(super) fn without_backup(config: &Config, state: &Path) -> Vec<String> {
     // Without a record, all are made.
-    let journal = Journal::open_existing(state).ok().flatten();
+    let journal = Journal::view(state).ok().flatten();
     let is_made = |source: &str, target: &str| {
         let of = Subject { step: Step::Backup, source: Some(source), target: Some(target) };
         journal.as_ref().is_some_and(|journal| matches!(journal.last(of, &Ending::COMPLETED, i64::MAX), Ok(Some(_))))

@@ -4,7 +4,6 @@
 //! TLS 1.2 is used as long as the server has it: with TLS 1.3, vsftpd does not notice a command that arrives together with
 //! the end of the handshake, and some servers fail transfers, since sessions are sent after the handshake there.
 
-use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -18,6 +17,7 @@ use openssl::x509::{X509, X509VerifyResult, store::X509StoreBuilder};
 use super::failure::Failure;
 use super::socket::Socket;
 use crate::storage::error::ErrorKind;
+use crate::sys::bounded::{KEYS, read_file};
 
 /// OpenSSL's code of the server's message that it does not have the version of TLS.
 const PROTOCOL_VERSION: i32 = 1070;
@@ -143,7 +143,7 @@ impl Tls {
 
 fn read_certificates(file: &Path) -> Result<Vec<X509>, String> {
     let failed = |e: &dyn std::fmt::Display| format!("cannot read the certificates in {}: {e}", file.display());
-    let text = fs::read(file).map_err(|e| failed(&e))?;
+    let text = read_file(file, KEYS).map_err(|e| failed(&e))?;
     let certificates = X509::stack_from_pem(&text).map_err(|e| failed(&e))?;
     if certificates.is_empty() {
         return Err(failed(&"it has no certificate in PEM format"));
