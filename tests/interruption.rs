@@ -6,7 +6,7 @@ mod common;
 
 use std::fs::{File, write};
 use std::io::Read;
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -183,6 +183,34 @@ fn a_hangup_that_is_ignored_does_not_end_a_backup() {
     ordeal.holds();
 }
 
+/// A run with one target and one source. `at` is the target's host and port.
+fn run_to(site: &Site, url: &str, at: &str) -> Command {
+    let repository = match url {
+        "s3" => format!("repository = \"s3://bucket/repo\"\nendpoint = \"http://{at}\""),
+        url => format!("repository = \"{}\"", url.replace("AT", at)),
+    };
+    let source = site.source().display().to_string();
+    let config = site.path().join("config.toml");
+    let text = format!("[target.t]\n{repository}\n[source.s]\npaths = [\"{source}\"]\nto = [\"t\"]\n");
+    write(&config, text).expect("the configuration");
+    let mut run = site.command(&["run"]);
+    run.env("BRACKFS_CONFIG", config).env("AWS_ACCESS_KEY_ID", "id").env("AWS_SECRET_ACCESS_KEY", "secret");
+    run.env("FTP_PASSWORD", "secret").stdout(Stdio::null()).stderr(Stdio::piped());
+    run
+}
+
+/// Asserts that one signal ends a run soon that waits for a server.
+#[track_caller]
+fn assert_ends(child: Child, url: &str) {
+    let begun = Instant::now();
+    send(&child, Signal::TERM);
+    let (status, said) = end(child);
+    assert_eq!(status.code(), Some(130), "{url}: {said}");
+    assert!(said.contains("interrupted: ") && !said.contains("waiting for"), "{url}: {said}");
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(10), "{url}: {took:?}");
+}
+
 #[test]
 fn one_signal_ends_a_run_that_waits_for_a_server_that_says_nothing() {
     for url in
@@ -191,26 +219,54 @@ fn one_signal_ends_a_run_that_waits_for_a_server_that_says_nothing() {
         let site = Site::with_files(&[("file", "content")]);
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let at = listener.local_addr().expect("an address").to_string();
-        let repository = match url {
-            "s3" => format!("repository = \"s3://bucket/repo\"\nendpoint = \"http://{at}\""),
-            url => format!("repository = \"{}\"", url.replace("AT", &at)),
-        };
-        let source = site.source().display().to_string();
-        let config = site.path().join("config.toml");
-        let text = format!("[target.t]\n{repository}\n[source.s]\npaths = [\"{source}\"]\nto = [\"t\"]\n");
-        write(&config, text).expect("the configuration");
-        let mut run = site.command(&["run"]);
-        run.env("BRACKFS_CONFIG", config).env("AWS_ACCESS_KEY_ID", "id").env("AWS_SECRET_ACCESS_KEY", "secret");
-        run.env("FTP_PASSWORD", "secret").stdout(Stdio::null()).stderr(Stdio::piped());
-        let child = run.spawn().expect("a run");
+        let child = run_to(&site, url, &at).spawn().expect("a run");
         let _connection = listener.accept().expect("a connection");
-        let begun = Instant::now();
-        send(&child, Signal::TERM);
-        let (status, said) = end(child);
-        assert_eq!(status.code(), Some(130), "{url}: {said}");
-        assert!(said.contains("interrupted: ") && !said.contains("waiting for"), "{url}: {said}");
-        let took = begun.elapsed();
-        assert!(took < Duration::from_secs(10), "{url}: {took:?}");
+        assert_ends(child, url);
+    }
+}
+
+#[test]
+fn one_signal_ends_a_run_that_waits_for_a_connection() {
+    for url in ["ftp://me@AT/repo", "webdav://AT/repo", "s3"] {
+        let site = Site::with_files(&[("file", "content")]);
+        // The kernel drops attempts to connect while connections wait to be accepted.
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        rustix::net::listen(&listener, 0).expect("a short queue");
+        let at = listener.local_addr().expect("an address");
+        let connect = || TcpStream::connect_timeout(&at, Duration::from_secs(1)).ok();
+        let _waiting: Vec<_> = std::iter::from_fn(connect).collect();
+        let is_trying = |port: u16| {
+            let attempt = format!(":{port:04X} 02 ");
+            std::fs::read_to_string("/proc/net/tcp").is_ok_and(|table| table.contains(&attempt))
+        };
+        // Those of this test.
+        until("no attempt is left", || !is_trying(at.port()));
+        let child = run_to(&site, url, &at.to_string()).spawn().expect("a run");
+        until("it connects", || is_trying(at.port()));
+        assert_ends(child, url);
+    }
+}
+
+#[test]
+fn one_signal_ends_a_run_that_looks_up_a_name() {
+    for url in ["ftp://me@AT/repo", "webdav://AT/repo", "s3"] {
+        let site = Site::with_files(&[("file", "content")]);
+        let resolver = UdpSocket::bind("127.0.0.88:53").expect("an address for a name server");
+        let servers = site.path().join("resolv.conf");
+        write(&servers, "nameserver 127.0.0.88\noptions timeout:30\n").expect("a list of name servers");
+        let run = run_to(&site, url, "server.test:12345");
+        let mut command = common::in_mount_namespace("sh");
+        command.args(["-c", r#"mount --bind "$0" /etc/resolv.conf && exec "$@""#]).arg(servers);
+        command.arg(run.get_program()).args(run.get_args());
+        for (name, value) in run.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("a run");
+        resolver.recv(&mut [0; 512]).expect("a question");
+        assert_ends(child, url);
     }
 }
 

@@ -3,7 +3,6 @@
 //! TLS is OpenSSL's, which the OpenPGP library uses as well. It trusts the system's certificates, or those of
 //! [`Remote::ca`] only. Redirects are not followed: a request and its credentials go to the configured server or nowhere.
 
-use std::fs;
 use std::io::{self, Read};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -21,7 +20,8 @@ use ureq::{Agent, Body, BodyReader, Proxy, SendBody};
 use super::error::ErrorKind;
 use super::parts::Parts;
 use super::remote::{FEW, Remote};
-use super::socket::{ServerConnector, SocketConnector};
+use super::socket::{ServerResolver, SocketConnector, server_connector};
+use crate::sys::bounded::{KEYS, read_file};
 
 /// How long to wait for a connection at most. [`Remote::stall`] may be shorter.
 const CONNECT: Duration = Duration::from_secs(30);
@@ -53,6 +53,13 @@ pub(super) struct Lost {
     pub(super) why: String,
 }
 
+impl Lost {
+    /// The object ends before the bytes that were asked for.
+    pub(super) fn short() -> Self {
+        Lost { kind: ErrorKind::Truncated, why: "it is shorter than expected".to_owned() }
+    }
+}
+
 /// The answer to a request. Holds the connection.
 pub(super) struct Answer<'c> {
     pub(super) status: u16,
@@ -76,7 +83,7 @@ impl Client {
                     kind: ErrorKind::Refused,
                     why: format!("cannot read the certificates in {}: {why}", file.display()),
                 };
-                let text = fs::read(file).map_err(|e| failed(e.to_string()))?;
+                let text = read_file(file, KEYS).map_err(|e| failed(e.to_string()))?;
                 let mut certificates: Vec<Certificate<'static>> = Vec::new();
                 for item in parse_pem(&text) {
                     if let PemItem::Certificate(certificate) = item.map_err(|e| failed(e.to_string()))? {
@@ -91,8 +98,8 @@ impl Client {
         };
         let tls = TlsConfig::builder().provider(TlsProvider::NativeTls).root_certs(roots).build();
         let config = settings(remote, connections).tls_config(tls).build();
-        let connector = ServerConnector::new(&remote.interrupt);
-        let agent = Agent::with_parts(config, connector, DefaultResolver::default());
+        let resolver = ServerResolver { interrupt: remote.interrupt.clone() };
+        let agent = Agent::with_parts(config, server_connector(&remote.interrupt), resolver);
         Ok(Client::with_agent(agent, remote, connections))
     }
 
@@ -264,7 +271,7 @@ impl Answer<'_> {
             return lost(ErrorKind::Other, "the server did not send the range that was asked for");
         };
         if parts.end().is_none_or(|end| whole < end) {
-            return lost(ErrorKind::Truncated, "it is shorter than expected");
+            return Err(Lost::short());
         }
         if !self.read_parts(&mut parts)? {
             return lost(ErrorKind::Unavailable, "the server did not send the whole range");
@@ -296,6 +303,24 @@ impl Answer<'_> {
     /// Why the body cannot be read.
     pub(super) fn lost(&self, error: io::Error) -> Lost {
         self.client.lost(ureq::Error::from(error))
+    }
+}
+
+/// Reads parts of an object with `read`, which gets their range as a header has it. HTTP has no empty ranges: for these,
+/// `length` finds out whether the object is long enough.
+pub(super) fn read_range<E: From<Lost>>(
+    parts: Parts<'_>,
+    length: impl FnOnce() -> Result<u64, E>,
+    read: impl FnOnce(&str, Parts<'_>) -> Result<(), E>,
+) -> Result<(), E> {
+    let end = parts.end().ok_or_else(Lost::short)?;
+    match parts.range() {
+        Some(range) => read(&range, parts),
+        None if length()? < end => Err(Lost::short().into()),
+        None => {
+            parts.take_empty();
+            Ok(())
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Ends waits when the user wants to stop.
 
 use std::fmt;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -133,21 +133,5 @@ impl Connected for Waits {
 impl fmt::Debug for Waits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Waits").field("since", &self.since).finish_non_exhaustive()
-    }
-}
-
-/// The time at which uploads of spools are given up, once it is set. Clones are the same cut-off.
-#[derive(Debug, Clone, Default)]
-pub struct CutOff(Arc<OnceLock<Instant>>);
-
-impl CutOff {
-    /// Sets the time, unless it is set.
-    pub fn set(&self, within: Duration) {
-        let _ = self.0.set(Instant::now() + within);
-    }
-
-    /// Whether the time has passed.
-    pub fn has_passed(&self) -> bool {
-        self.0.get().is_some_and(|end| *end <= Instant::now())
     }
 }

@@ -15,19 +15,22 @@
 //! - [`s3`]: objects in a bucket of S3
 //! - [`swift`]: objects in a container of OpenStack Swift
 //! - [`webdav`]: objects as files on a WebDAV server
-//! - [`http`]: what targets over HTTP share; [`url`](mod@url) and [`xml`]: parts of both
+//! - [`http`]: what targets over HTTP share; [`socket`]: its connections; [`url`](mod@url) and [`xml`]: parts of both
 //! - [`netrc`]: logins of servers; [`secret`]: files with logins or keys
-//! - [`rclone`]: objects as files on a remote of rclone, through [`socket`]
+//! - [`rclone`]: objects as files on a remote of rclone, over HTTP
 //! - [`remote`]: options of targets on other machines
 //! - [`layout`]: folders and temporary files of storage that keeps objects as files
 //! - [`wrapper`]: storage that adds something to another one: [`retry`] waits for a target that is away, [`limit`] bounds
 //!   the bytes per second, [`log`] logs operations
 //! - [`disk_cache`]: a cache on disk of blocks of a target on another machine
-//! - [`pace`]: waits that bound a rate; [`interrupt`]: ends all waits; [`listing`]: a listing that may be tried again
+//! - [`pace`]: waits that bound a rate; [`listing`]: a listing that may be tried again
+//! - [`connect`]: connections over TCP; [`interrupt`]: ends all waits; [`cut_off`]: ends uploads that take too long
 //! - [`testing`]: storage in memory, storage that fails on request, and a record of all operations
 
 mod ahead;
+mod connect;
 mod contract;
+mod cut_off;
 mod directory;
 mod disk_cache;
 mod error;
@@ -62,11 +65,12 @@ mod xml;
 
 pub use ahead::{Ahead, InTurn};
 pub use contract::{Capabilities, Ended, ObjectInfo, Stamp, Storage};
+pub use cut_off::CutOff;
 pub use directory::DirectoryStorage;
 pub use disk_cache::DiskCache;
 pub use error::{Error, ErrorKind};
 pub use ftp::{Address as FtpAddress, FtpStorage, Security as FtpSecurity};
-pub use interrupt::{CutOff, Interrupt};
+pub use interrupt::Interrupt;
 pub use limit::{Limit, Rates};
 pub use location::{Location, LocationError, LocationKind};
 pub use parts::Parts;

@@ -1,91 +1,77 @@
-//! Connections of [`http`](super::http): those to servers, whose waits an interrupt ends, and those over a Unix socket to a
-//! program on this machine.
+//! Connections of [`http`](super::http): to servers, and over a Unix socket to a program on this machine. An interrupt ends
+//! all waits for the other side.
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ureq::Error;
+use ureq::config::Config;
+use ureq::http::Uri;
+use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{
-    Buffers, ConnectionDetails, Connector, DefaultConnector, LazyBuffers, NextTimeout, ShutdownHandle, Transport,
+    Buffers, ConnectProxyConnector, ConnectionDetails, Connector, Either, LazyBuffers, NativeTlsConnector, NextTimeout,
+    Transport,
 };
 
+use super::connect::{connect, look_up};
 use super::interrupt::{Interrupt, Waits};
 
-/// Connects as usual. An interrupt ends waits for the server.
+/// The longest wait if there is no limit.
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+/// The number of addresses that ureq has room for.
+const MOST_ADDRESSES: usize = 16;
+
+/// Connects to servers: through a proxy if one is set, and with TLS if the URL says so.
+pub(super) fn server_connector(interrupt: &Interrupt) -> impl Connector<()> + use<> {
+    let tcp = TcpConnector { interrupt: interrupt.clone() };
+    ().chain(ConnectProxyConnector::default()).chain(tcp).chain(NativeTlsConnector::default())
+}
+
+/// Looks up the names of servers.
 #[derive(Debug)]
-pub(super) struct ServerConnector {
-    usual: DefaultConnector,
+pub(super) struct ServerResolver {
+    pub(super) interrupt: Interrupt,
+}
+
+impl Resolver for ServerResolver {
+    fn resolve(&self, uri: &Uri, _: &Config, timeout: NextTimeout) -> Result<ResolvedSocketAddrs, Error> {
+        let name = uri.scheme().zip(uri.authority());
+        let name = name.and_then(|(scheme, authority)| DefaultResolver::host_and_port(scheme, authority));
+        let name = name.ok_or_else(|| Error::BadUri(uri.to_string()))?;
+        let time = left(&timeout).unwrap_or(LONGEST);
+        let found = look_up(name, time, &self.interrupt).map_err(|error| failed(error, &timeout))?;
+        let mut addresses = self.empty();
+        for address in found.into_iter().take(MOST_ADDRESSES) {
+            addresses.push(address);
+        }
+        if addresses.is_empty() { Err(Error::HostNotFound) } else { Ok(addresses) }
+    }
+}
+
+/// Connects over TCP, unless there is a connection through a proxy.
+#[derive(Debug)]
+struct TcpConnector {
     interrupt: Interrupt,
 }
 
-impl ServerConnector {
-    pub(super) fn new(interrupt: &Interrupt) -> Self {
-        ServerConnector { usual: DefaultConnector::new(), interrupt: interrupt.clone() }
-    }
-}
+impl<In: Transport> Connector<In> for TcpConnector {
+    type Out = Either<In, SocketTransport>;
 
-impl Connector<()> for ServerConnector {
-    type Out = ServerTransport;
-
-    fn connect(&self, details: &ConnectionDetails<'_>, _: Option<()>) -> Result<Option<ServerTransport>, Error> {
-        let handles: Arc<Mutex<Vec<Weak<dyn ShutdownHandle>>>> = Arc::default();
-        let ended = handles.clone();
-        let waits = Waits::new(&self.interrupt, move || {
-            let handles = ended.lock().unwrap_or_else(PoisonError::into_inner);
-            handles.iter().filter_map(Weak::upgrade).for_each(|handle| handle.shutdown());
-        });
-        let register = details.register_shutdown.clone();
-        let details = ConnectionDetails {
-            uri: details.uri,
-            addrs: details.addrs.clone(),
-            config: details.config,
-            request_level: details.request_level,
-            resolver: details.resolver,
-            now: details.now,
-            timeout: details.timeout,
-            current_time: details.current_time.clone(),
-            run_connector: details.run_connector.clone(),
-            register_shutdown: Arc::new(move |handle| {
-                handles.lock().unwrap_or_else(PoisonError::into_inner).push(handle.clone());
-                register(handle)
-            }),
-        };
-        // With the greetings of TLS.
-        let transport = waits.during(|| self.usual.connect(&details, None))?;
-        Ok(transport.map(|transport| ServerTransport { transport, waits }))
-    }
-}
-
-/// A connection to a server.
-#[derive(Debug)]
-pub(super) struct ServerTransport {
-    transport: Box<dyn Transport>,
-    waits: Arc<Waits>,
-}
-
-impl Transport for ServerTransport {
-    fn buffers(&mut self) -> &mut dyn Buffers {
-        self.transport.buffers()
-    }
-
-    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
-        self.waits.during(|| self.transport.transmit_output(amount, timeout))
-    }
-
-    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
-        self.waits.during(|| self.transport.await_input(timeout))
-    }
-
-    fn is_open(&mut self) -> bool {
-        self.transport.is_open()
-    }
-
-    fn is_tls(&self) -> bool {
-        self.transport.is_tls()
+    fn connect(&self, details: &ConnectionDetails<'_>, chained: Option<In>) -> Result<Option<Self::Out>, Error> {
+        if let Some(chained) = chained {
+            return Ok(Some(Either::A(chained)));
+        }
+        let time = left(&details.timeout).unwrap_or(LONGEST);
+        let stream = connect(&details.addrs, time, &self.interrupt).map_err(|error| failed(error, &details.timeout))?;
+        stream.set_nodelay(details.config.no_delay())?;
+        // Sockets of both kinds have the same operations.
+        let transport = SocketTransport::new(OwnedFd::from(stream).into(), details.config, &self.interrupt)?;
+        Ok(Some(Either::B(transport)))
     }
 }
 
@@ -101,12 +87,7 @@ impl Connector<()> for SocketConnector {
 
     fn connect(&self, details: &ConnectionDetails<'_>, _: Option<()>) -> Result<Option<SocketTransport>, Error> {
         let stream = UnixStream::connect(&self.path)?;
-        let other = stream.try_clone()?;
-        // An error means that it has ended.
-        let waits = Waits::new(&self.interrupt, move || _ = other.shutdown(Shutdown::Both));
-        let config = details.config;
-        let buffers = LazyBuffers::new(config.input_buffer_size(), config.output_buffer_size());
-        Ok(Some(SocketTransport { stream, buffers, waits }))
+        Ok(Some(SocketTransport::new(stream, details.config, &self.interrupt)?))
     }
 }
 
@@ -115,6 +96,16 @@ pub(super) struct SocketTransport {
     stream: UnixStream,
     buffers: LazyBuffers,
     waits: Arc<Waits>,
+}
+
+impl SocketTransport {
+    fn new(stream: UnixStream, config: &Config, interrupt: &Interrupt) -> io::Result<Self> {
+        let other = stream.try_clone()?;
+        // An error means that it has ended.
+        let waits = Waits::new(interrupt, move || _ = other.shutdown(Shutdown::Both));
+        let buffers = LazyBuffers::new(config.input_buffer_size(), config.output_buffer_size());
+        Ok(SocketTransport { stream, buffers, waits })
+    }
 }
 
 impl std::fmt::Debug for SocketTransport {

@@ -15,8 +15,8 @@ use std::time::Instant;
 use rustix::fs::{AtFlags, unlinkat};
 use uuid::Uuid;
 
+use super::cut_off::CutOff;
 use super::error::{Error, ErrorKind};
-use super::interrupt::CutOff;
 use super::pace::Pace;
 use crate::sys::owner::create_folders;
 

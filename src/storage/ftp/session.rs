@@ -1,7 +1,7 @@
 //! Operations on files over one control connection, one after the other.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{IpAddr, Shutdown, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use super::listing::{Entry, Kind, parse_machine, parse_unix};
 use super::socket::Socket;
 use super::tls::{Tls, TlsSession};
 use super::wire::{Control, Reply, Stream};
+use crate::storage::connect::{connect, look_up};
 use crate::storage::error::ErrorKind;
 use crate::storage::interrupt::Interrupt;
 use crate::storage::netrc::Login;
@@ -318,7 +319,7 @@ impl Session {
         let server = &self.server;
         let socket = port.ok_or_else(Failure::malformed).and_then(|port| {
             let address = SocketAddr::new(self.peer, port);
-            connect_to_address(&address, server).map_err(|error| {
+            connect_to_any(&[address], server).map_err(|error| {
                 let why = format!("no data connection can be made to port {port} of the server: {error}");
                 Failure::Lost(ErrorKind::Unavailable, why)
             })
@@ -561,20 +562,13 @@ fn refused(failure: Failure) -> Failure {
 /// Connects to a server.
 fn connect_to(host: &str, port: u16, server: &Server) -> Result<Socket, Failure> {
     let away = |why: String| Failure::Lost(ErrorKind::Unavailable, why);
-    let addresses = (host, port).to_socket_addrs();
+    let addresses = look_up((host.to_owned(), port), server.stall, &server.interrupt);
     let addresses = addresses.map_err(|e| away(format!("the server's name cannot be looked up: {e}")))?;
-    let mut why = "the server's name has no address".to_owned();
-    for address in addresses {
-        match connect_to_address(&address, server) {
-            Ok(socket) => return Ok(socket),
-            Err(error) => why = format!("the server cannot be reached: {error}"),
-        }
-    }
-    Err(away(why))
+    connect_to_any(&addresses, server).map_err(|error| away(format!("the server cannot be reached: {error}")))
 }
 
-fn connect_to_address(address: &SocketAddr, Server { stall, interrupt, .. }: &Server) -> io::Result<Socket> {
-    let socket = TcpStream::connect_timeout(address, (*stall).min(CONNECT))?;
+fn connect_to_any(addresses: &[SocketAddr], Server { stall, interrupt, .. }: &Server) -> io::Result<Socket> {
+    let socket = connect(addresses, (*stall).min(CONNECT), interrupt)?;
     socket.set_read_timeout(Some(*stall))?;
     socket.set_write_timeout(Some(*stall))?;
     socket.set_nodelay(true)?;

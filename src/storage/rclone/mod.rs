@@ -30,7 +30,7 @@ use requests::{Features, Item, Rclone};
 
 use super::contract::{Capabilities, ObjectInfo, Stamp, Storage};
 use super::error::{Error, ErrorKind};
-use super::http::version;
+use super::http::{Lost, read_range, version};
 use super::layout::{LOST_AND_FOUND, MOST, TEMPORARY, temporary_beside, writer_of};
 use super::parts::{JOINED, Parts};
 use super::remote::Remote;
@@ -167,18 +167,16 @@ impl RcloneStorage {
         Ok(())
     }
 
-    fn read_range(&self, name: &str, mut parts: Parts<'_>) -> Result<(), Failure> {
-        let short = || Failure::new(ErrorKind::Truncated, "it is shorter than expected");
-        let end = parts.end().ok_or_else(short)?;
-        let Some(range) = parts.range() else {
-            if self.object(name)?.length()? >= end {
-                parts.take_empty();
-                return Ok(());
-            }
-            return Err(short());
-        };
-        let mut answer = self.rclone.get(name, &range)?;
-        if answer.length_of_whole(parts.offset).is_some_and(|total| total >= end) {
+    fn read_range(&self, name: &str, parts: Parts<'_>) -> Result<(), Failure> {
+        let length = || self.object(name)?.length();
+        read_range(parts, length, |range, parts| self.read_full_range(name, range, parts))
+    }
+
+    fn read_full_range(&self, name: &str, range: &str, mut parts: Parts<'_>) -> Result<(), Failure> {
+        let end = parts.end();
+        let reaches = |length: u64| end.is_some_and(|end| length >= end);
+        let mut answer = self.rclone.get(name, range)?;
+        if answer.length_of_whole(parts.offset).is_some_and(reaches) {
             if answer.read_parts(&mut parts)? {
                 self.note_seen();
                 return Ok(());
@@ -189,8 +187,8 @@ impl RcloneStorage {
         // The connection ends with an answer that was not read.
         drop(answer);
         // The status does not tell why.
-        if self.object(name)?.length()? < end {
-            return Err(short());
+        if !reaches(self.object(name)?.length()?) {
+            return Err(Lost::short().into());
         }
         Err(Failure::new(ErrorKind::Unavailable, format!("rclone cannot read it now (status {status})")))
     }

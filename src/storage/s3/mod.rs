@@ -30,7 +30,7 @@ use requests::{Bucket, Content};
 
 use super::contract::{Capabilities, Ended, ObjectInfo, Stamp, Storage};
 use super::error::{Error, ErrorKind};
-use super::http::version;
+use super::http::{read_range, version};
 use super::layout::MOST;
 use super::parts::{JOINED, Parts};
 use super::remote::Remote;
@@ -188,16 +188,11 @@ impl S3Storage {
     }
 
     fn read_range(&self, name: &str, parts: Parts<'_>) -> Result<(), Failure> {
-        let short = || Failure::new(ErrorKind::Truncated, "it is shorter than expected");
-        let end = parts.end().ok_or_else(short)?;
-        let Some(range) = parts.range() else {
-            if self.object(name)?.0 >= end {
-                parts.take_empty();
-                return Ok(());
-            }
-            return Err(short());
+        let length = || Ok(self.object(name)?.0);
+        let read = |range: &str, parts: Parts<'_>| {
+            Ok(self.bucket.get(&self.address.key_of(name), range)?.read_range(parts)?)
         };
-        Ok(self.bucket.get(&self.address.key_of(name), &range)?.read_range(parts)?)
+        read_range(parts, length, read)
     }
 
     /// Reads a whole object in one request. `Err` with a length: it is larger than `limit`.

@@ -30,7 +30,7 @@ use requests::Container;
 
 use super::contract::{Capabilities, ObjectInfo, Stamp, Storage};
 use super::error::{Error, ErrorKind};
-use super::http::version;
+use super::http::{Lost, read_range, version};
 use super::layout::MOST;
 use super::parts::{JOINED, Parts};
 use super::remote::Remote;
@@ -154,21 +154,16 @@ impl SwiftStorage {
     }
 
     fn read_range(&self, name: &str, parts: Parts<'_>) -> Result<(), Failure> {
-        let short = || Failure::new(ErrorKind::Truncated, "it is shorter than expected");
-        let end = parts.end().ok_or_else(short)?;
-        let Some(range) = parts.range() else {
-            if self.object(name)?.0 >= end {
-                parts.take_empty();
-                return Ok(());
+        let length = || Ok(self.object(name)?.0);
+        let read = |range: &str, parts: Parts<'_>| {
+            let mut answer = self.container.get(&self.address.name_of(name), Some(range))?;
+            // An empty object has no ranges.
+            if answer.status == 200 && answer.length() == Some(0) {
+                return Err(Lost::short().into());
             }
-            return Err(short());
+            Ok(answer.read_range(parts)?)
         };
-        let mut answer = self.container.get(&self.address.name_of(name), Some(&range))?;
-        // An empty object has no ranges.
-        if answer.status == 200 && answer.length() == Some(0) {
-            return Err(short());
-        }
-        Ok(answer.read_range(parts)?)
+        read_range(parts, length, read)
     }
 
     /// Reads a whole object in one request. `Err` with a length: it is larger than `limit`.
