@@ -235,6 +235,10 @@ fn snapshots_are_forgotten_by_name() {
     assert_eq!(listed(&site, &[])[4]["host"], "elsewhere");
     refused(&site, &["nowhere/latest"], "there is no snapshot of nowhere");
     refused(&site, &["2027-03-01", "2026"], "begins with 2026");
+    refused(&site, &["2027-03-01", "2027-03"], "2027-03 fits snapshots of 2 sources; write SOURCE/2027-03");
+    site.brackfs(&["hold", "2027"]).code(1);
+    site.brackfs(&["hold", "other/2027"]).ok();
+    site.brackfs(&["release", "other/2027"]).ok();
     // The last one of a source may be named.
     let run = forget(&site, &["2027-03-02T12:00", &id[..10], "source/latest", &id]).ok();
     assert_eq!(decisions(&run), ["forget 2027-03-05", "forget 2027-03-02", "forget 2027-03-04"]);

@@ -34,7 +34,8 @@ use crate::state::RepositoryState;
 /// Runs on the machine that is backed up, and needs only its host key. Forgotten snapshots are no longer listed, mounted
 /// or restored. Their data stays until it is pruned; until then, --undo shows them again.
 ///
-/// Name the snapshots, or give a policy with one or more --keep options. A policy is applied to each source on its own.
+/// Name the snapshots, or give a policy with one or more --keep options. A time that fits snapshots of several sources is
+/// refused; write SOURCE/TIME. A policy is applied to each source on its own.
 /// A snapshot stays if at least one rule keeps it; rules do not affect each other. Snapshots are in the order in which
 /// they were made, regardless of their times. Days and weeks are those of the local time zone.
 ///
@@ -162,7 +163,8 @@ const POLICY: [&str; 17] = [
 /// Hold snapshots, so that they cannot be forgotten
 ///
 /// Runs on the machine that is backed up, and needs only its host key. A held snapshot cannot be forgotten, by a policy
-/// or by name, until brackfs-release(1) releases it. `brackfs snapshots` marks held snapshots.
+/// or by name, until brackfs-release(1) releases it. `brackfs snapshots` marks held snapshots. A time that fits
+/// snapshots of several sources is refused; write SOURCE/TIME.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

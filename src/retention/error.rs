@@ -57,7 +57,7 @@ pub enum ForgetError {
     /// No snapshot fits a name; the message.
     #[error("{0}")]
     NoSnapshot(String),
-    /// Several ids begin with a name; the message.
+    /// A name fits several snapshots; the message.
     #[error("{0}")]
     Ambiguous(String),
     /// A named snapshot is held.

@@ -3,7 +3,7 @@
 //! Snapshots are chosen from the catalog, never from a listing. A run writes tombstones and removes no object. It needs no
 //! secret key except this machine's host key.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::atomic::AtomicBool;
 
 use super::error::ForgetError;
@@ -229,13 +229,24 @@ fn named(names: &[Selector], rows: &[SnapshotRow]) -> Result<Plan, ForgetError> 
     Ok(Plan { groups: groups.collect() })
 }
 
-/// The snapshot that the user names: the only one with this id prefix, or the newest in the repository that fits.
+/// The snapshot that the user names: the only one with this id prefix, or the newest in the repository that fits. A time
+/// must not fit snapshots of several sources: one of another source than meant would be forgotten.
 fn named_row<'r>(selector: &Selector, rows: &'r [SnapshotRow]) -> Result<&'r SnapshotRow, ForgetError> {
     let of_source = || rows.iter().filter(|row| selector.source.as_ref().is_none_or(|source| *source == row.source));
     let with_id: Vec<_> = of_source().filter(|row| selector.is_id_of(&row.name)).collect();
     let fits = |row: &&SnapshotRow| row.presence == Presence::There && selector.means(&row.name);
     match with_id.as_slice() {
-        [] => of_source().rfind(fits).ok_or_else(|| ForgetError::NoSnapshot(selector.not_found())),
+        [] => {
+            let sources: BTreeSet<_> = of_source().filter(fits).map(|row| &row.source).collect();
+            if sources.len() > 1 && !selector.is_latest() {
+                let count = sources.len();
+                let why = format!(
+                    "{selector} fits snapshots of {count} sources; write SOURCE/{selector}, or the beginning of an id"
+                );
+                return Err(ForgetError::Ambiguous(why));
+            }
+            of_source().rfind(fits).ok_or_else(|| ForgetError::NoSnapshot(selector.not_found()))
+        }
         [one] => Ok(one),
         several => {
             let names: Vec<_> = several.iter().map(|row| &row.name).collect();
