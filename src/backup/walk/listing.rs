@@ -3,9 +3,9 @@
 //! There is no stat call for entries that are excluded by name, by the kind that the listing shows, or as an unwanted mount:
 //! these may be on a server, or behind a FUSE program, that does not answer.
 //!
-//! A short directory is read as one piece of work, with directories below it, until the piece has [`PIECE_ENTRIES`] entries:
-//! less would be done before a helper woke up. There are at most [`SIBLINGS`] pieces for each level of the tree. Of a long
-//! directory, [`BATCHES`] batches of names are read ahead. Each takes some 50 KiB.
+//! Short directories are read in pieces of work: neighbours, and directories below them, until a piece has
+//! [`PIECE_ENTRIES`] entries. Less would be done before a helper woke up. There are at most [`PIECES`] pieces for each level
+//! of the tree. Of a long directory, [`BATCHES`] batches of names are read ahead. Each takes some 50 KiB.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -19,9 +19,9 @@ use crate::backup::limits::{Directories, OpenAhead};
 use crate::format::{Kind, Timestamp};
 use crate::source::{Directory, Error, FoundTags, ListedName, Mount, MountPlace, Stat, now};
 
-/// Neighbouring directories that are read ahead.
-pub(super) const SIBLINGS: usize = 8;
-/// Most names in a directory that is read as one piece.
+/// Pieces of neighbouring directories that are read ahead.
+pub(super) const PIECES: usize = 8;
+/// Most names in a directory that is read in a piece.
 const SHORT: usize = 256;
 /// Entries in a piece of work.
 const PIECE_ENTRIES: usize = 512;
@@ -178,15 +178,41 @@ pub(super) struct OpenedDirectory {
 /// Directories in a directory, in order.
 pub(super) type Below = VecDeque<(OsString, OpenedDirectory)>;
 
-impl OpenedDirectory {
-    /// Opens a directory and, if it is short, reads its entries, and some directories below it.
-    ///
-    /// `None` if it can't be opened, or not yet. The walk tries again.
-    pub(super) fn with_below(above: &Directory, name: &OsStr, ground: &Ground) -> Option<Self> {
-        let mut piece = PieceBudget { entries: PIECE_ENTRIES, directories: PIECE_DIRECTORIES };
-        OpenedDirectory::within(&mut piece, above, name, ground)
-    }
+/// A directory that is to be read, in a directory.
+pub(super) struct Unread {
+    pub(super) name: OsString,
+    pub(super) ground: Ground,
+}
 
+/// Some neighbouring directories, read ahead.
+pub(super) struct Piece {
+    /// Those that could be opened. The walk tries the others again.
+    pub(super) opened: Below,
+    /// Those that found no room in the piece.
+    pub(super) rest: Vec<Unread>,
+    /// Less than half of the piece was used.
+    pub(super) has_room: bool,
+}
+
+impl Piece {
+    /// Opens directories and reads the entries of short ones, and directories below them, until the piece is full.
+    pub(super) fn of(above: &Directory, unread: Vec<Unread>) -> Self {
+        let mut budget = PieceBudget { entries: PIECE_ENTRIES, directories: PIECE_DIRECTORIES };
+        let mut opened = Below::new();
+        let mut unread = unread.into_iter();
+        while !budget.is_used_up()
+            && let Some(Unread { name, ground }) = unread.next()
+        {
+            let directory = OpenedDirectory::within(&mut budget, above, &name, &ground);
+            opened.extend(directory.map(|directory| (name, directory)));
+        }
+        let has_room = budget.entries > PIECE_ENTRIES / 2 && budget.directories > PIECE_DIRECTORIES / 2;
+        Piece { opened, rest: unread.collect(), has_room }
+    }
+}
+
+impl OpenedDirectory {
+    /// `None` if it can't be opened, or not yet.
     fn within(piece: &mut PieceBudget, above: &Directory, name: &OsStr, ground: &Ground) -> Option<Self> {
         piece.directories -= 1;
         let ahead = ground.context.directories.take_ahead()?;
@@ -204,7 +230,7 @@ impl OpenedDirectory {
         opened.left_out = looks.len() < listed;
         piece.entries = piece.entries.saturating_sub(looks.len());
         for StatEntry { name, stat, mounted, .. } in looks.iter().flatten() {
-            if piece.entries == 0 || piece.directories == 0 {
+            if piece.is_used_up() {
                 break;
             }
             let is_entered = stat.kind == Kind::Directory && mounted.is_none();
@@ -235,6 +261,12 @@ impl OpenedDirectory {
 struct PieceBudget {
     entries: usize,
     directories: usize,
+}
+
+impl PieceBudget {
+    fn is_used_up(&self) -> bool {
+        self.entries == 0 || self.directories == 0
+    }
 }
 
 /// Names of a directory, in order.

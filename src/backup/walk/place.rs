@@ -71,6 +71,16 @@ impl Here<'_> {
         self.directory.shares_mount_with(name).unwrap_or_else(|| !is_mount_point())
     }
 
+    /// Whether the directory of this name was looked into already.
+    pub(super) fn is_read_below(&self, name: &OsStr) -> bool {
+        self.below.borrow().iter().any(|(there, _)| there == name)
+    }
+
+    /// Adds directories that were looked into, the next ones in order.
+    pub(super) fn add_below(&self, opened: Below) {
+        self.below.borrow_mut().extend(opened);
+    }
+
     /// Takes the directory of this name, if it was looked into already. They come in order, and some are never asked for.
     pub(super) fn take_below(&self, name: &OsStr) -> Option<OpenedDirectory> {
         let mut below = self.below.borrow_mut();

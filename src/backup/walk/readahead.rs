@@ -76,6 +76,12 @@ impl Readahead {
         self.0.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Does the next task. Returns whether there was one.
+    fn help_once(&self) -> bool {
+        let next = self.queue().next();
+        next.inspect(|task| task.run_if_waiting()).is_some()
+    }
+
     /// Does tasks until [`Readahead::close`].
     pub(in crate::backup) fn help(&self) {
         loop {
@@ -127,10 +133,11 @@ impl<T: Send> Later<T> {
         }
     }
 
-    /// Waits for the result, or does the task. `None` if the task panicked.
+    /// Does the task, or waits for the result and does other tasks meanwhile. `None` if the task panicked.
     pub(in crate::backup) fn get(self) -> Option<T> {
         self.task.run_if_waiting();
         let begun = |state: &mut TaskState<T>| matches!(state, TaskState::Begun);
+        while begun(&mut self.task.state()) && self.counted.as_ref().is_some_and(Readahead::help_once) {}
         let state = self.task.changed.wait_while(self.task.state(), begun);
         match std::mem::replace(&mut *state.unwrap_or_else(PoisonError::into_inner), TaskState::Lost) {
             TaskState::Done(result) => Some(result),
@@ -215,6 +222,26 @@ mod tests {
             ahead.close();
         });
         assert!(later.into_iter().all(|later| later.get().is_some()));
+    }
+
+    #[test]
+    fn the_walk_does_other_tasks_while_it_waits() {
+        let ahead = Readahead::default();
+        let (begun, is_begun) = mpsc::channel();
+        let (sender, other_is_done) = mpsc::channel();
+        let first = ahead.send(0, move || {
+            begun.send(()).unwrap();
+            other_is_done.recv().unwrap()
+        });
+        thread::scope(|threads| {
+            threads.spawn(|| ahead.help());
+            is_begun.recv().unwrap();
+            let second = ahead.send(0, move || sender.send(7).unwrap());
+            // The only helper waits for the second task.
+            assert_eq!(first.get(), Some(7));
+            assert_eq!(second.get(), Some(()));
+            ahead.close();
+        });
     }
 
     #[test]

@@ -1,26 +1,67 @@
 //! Neighbouring directories, some of which helpers look into before the walk gets there.
 
 use std::collections::VecDeque;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 
-use super::listing::{Ground, OpenedDirectory, SIBLINGS, StatEntry, WalkContext};
+use super::listing::{Ground, OpenedDirectory, PIECES, Piece, StatEntry, Unread, WalkContext};
 use super::place::{Here, Position};
 use super::readahead::{Later, Readahead};
 use crate::format::Kind;
 
-/// A directory that may have been looked into ahead. `None` inside: it could not be opened yet.
-pub(super) type OpenedAhead = Later<Option<OpenedDirectory>>;
+/// Most neighbours in a piece of work. A helper that waits for a cold disk must not hold up too many.
+const TOGETHER: usize = 8;
+
+/// The queue of work ahead of the walk, and how much of it to hand over at once.
+pub(super) struct SiblingsAhead {
+    pub(super) queue: Readahead,
+    /// Neighbours in a piece: as many as filled the last ones.
+    together: usize,
+}
 
 /// Neighbouring directories in order.
 pub(super) struct Siblings {
     waiting: VecDeque<Sibling>,
-    sent: VecDeque<Option<OpenedAhead>>,
+    sent: VecDeque<Sent>,
 }
 
 struct Sibling {
     name: OsString,
     /// Helpers may look into it.
     may_be_ahead: bool,
+}
+
+/// A piece of work for the helpers.
+struct Sent {
+    /// The name of its first directory.
+    first: OsString,
+    directories: usize,
+    piece: Later<Piece>,
+}
+
+/// A helper panicked.
+pub(super) struct HelperLost;
+
+impl SiblingsAhead {
+    pub(super) fn new(queue: Readahead) -> Self {
+        SiblingsAhead { queue, together: 1 }
+    }
+
+    fn send(&self, here: &Here<'_>, unread: Vec<Unread>) -> Option<Sent> {
+        let first = unread.first()?.name.clone();
+        let directories = unread.len();
+        let above = here.directory.clone();
+        let piece = self.queue.send(here.place.depth + 1, move || Piece::of(&above, unread));
+        Some(Sent { first, directories, piece })
+    }
+
+    /// Learns from a piece how many neighbours fill one.
+    fn learn(&mut self, directories: usize, piece: &Piece) {
+        if !piece.rest.is_empty() {
+            self.together = (directories - piece.rest.len()).max(1);
+        } else if piece.has_room && directories == self.together {
+            self.together = (2 * self.together).min(TOGETHER);
+        }
+    }
 }
 
 impl Siblings {
@@ -35,25 +76,43 @@ impl Siblings {
         Siblings { waiting: waiting.collect(), sent: VecDeque::new() }
     }
 
-    /// Goes on to the next directory, and returns it if helpers were asked to look into it.
-    pub(super) fn next(&mut self, here: &Here<'_>, context: &WalkContext, ahead: &Readahead) -> Option<OpenedAhead> {
+    /// Goes on to the directory `name`, the next one, and returns it if helpers have looked into it.
+    pub(super) fn next(
+        &mut self,
+        here: &Here<'_>,
+        name: &OsStr,
+        context: &WalkContext,
+        ahead: &mut SiblingsAhead,
+    ) -> Result<Option<OpenedDirectory>, HelperLost> {
         // Several are sent at once, so that helpers need not sleep in between.
-        let refill = self.sent.len() <= SIBLINGS / 2;
-        while refill
-            && self.sent.len() < SIBLINGS
-            && let Some(Sibling { name, may_be_ahead }) = self.waiting.pop_front()
-        {
-            self.sent.push_back(may_be_ahead.then(|| match here.take_below(&name) {
-                Some(opened) => Later::now(Some(opened)),
-                None => {
-                    let parent = here.directory.clone();
-                    let ground = ground_of(here.place.child(&name), context);
-                    let look = move || OpenedDirectory::with_below(&parent, &name, &ground);
-                    ahead.send(here.place.depth + 1, look)
-                }
-            }));
+        if self.sent.len() <= PIECES / 2 {
+            while self.sent.len() < PIECES
+                && let Some(sent) = ahead.send(here, self.take_unread(here, context, ahead.together))
+            {
+                self.sent.push_back(sent);
+            }
         }
-        self.sent.pop_front().flatten()
+        if self.sent.front().is_some_and(|sent| sent.first == name)
+            && let Some(Sent { directories, piece, .. }) = self.sent.pop_front()
+        {
+            let piece = piece.get().ok_or(HelperLost)?;
+            ahead.learn(directories, &piece);
+            here.add_below(piece.opened);
+            if let Some(rest) = ahead.send(here, piece.rest) {
+                self.sent.push_front(rest);
+            }
+        }
+        Ok(here.take_below(name))
+    }
+
+    /// The next directories, at most `count`, that helpers may look into and have not.
+    fn take_unread(&mut self, here: &Here<'_>, context: &WalkContext, count: usize) -> Vec<Unread> {
+        let waiting = std::iter::from_fn(|| self.waiting.pop_front());
+        let unread = waiting.filter(|Sibling { name, may_be_ahead }| *may_be_ahead && !here.is_read_below(name));
+        unread
+            .take(count)
+            .map(|Sibling { name, .. }| Unread { ground: ground_of(here.place.child(&name), context), name })
+            .collect()
     }
 }
 

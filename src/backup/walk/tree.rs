@@ -18,7 +18,7 @@ use super::readahead::Readahead;
 use super::recognize::{KnownDirectory, KnownParent, LastTime, Recognizer};
 use super::rules::Rules;
 use super::segments::{Comparison, EntryWithBlocks, Group, OldEntry, read_segment};
-use super::siblings::{OpenedAhead, Siblings, ground_of};
+use super::siblings::{HelperLost, Siblings, SiblingsAhead, ground_of};
 use super::stop::WalkStop;
 use crate::backup::calls::Calls;
 use crate::backup::entry::entry_of;
@@ -99,7 +99,7 @@ pub(in crate::backup) struct SourceWalk<'a> {
     pub(super) outbox: Outbox,
     pub(super) counts: WalkCounts,
     pub(super) attempt: ReadAttempt,
-    ahead: Readahead,
+    ahead: SiblingsAhead,
     monitor: &'a dyn Monitor,
     stop: &'a AtomicBool,
 }
@@ -121,7 +121,7 @@ impl<'a> SourceWalk<'a> {
             outbox,
             counts: WalkCounts::default(),
             attempt,
-            ahead,
+            ahead: SiblingsAhead::new(ahead),
             monitor,
             stop,
         }
@@ -243,7 +243,7 @@ impl<'a> SourceWalk<'a> {
         let mut is_empty = true;
         loop {
             self.check_stop()?;
-            let entry = match entries.next(&self.ahead) {
+            let entry = match entries.next(&self.ahead.queue) {
                 Next::Entry(entry) => entry,
                 Next::Failed(e) => {
                     self.problem(&here.directory.path(), &e.to_string());
@@ -458,7 +458,8 @@ impl<'a> SourceWalk<'a> {
         siblings: &mut Siblings,
     ) -> Result<(), WalkStop> {
         let StatEntry { name, stat, mounted, .. } = entry;
-        let ahead = siblings.next(here, &self.context, &self.ahead);
+        let ahead = siblings.next(here, name, &self.context, &mut self.ahead);
+        let ahead = ahead.map_err(|HelperLost| Error::Stopped("looking ahead"))?;
         let path = || here.directory.child_path(name);
         let known = self.recognizer.find_new(KnownParent::of(here.known), name.as_bytes(), stat)?;
         let opened = match self.passage(here, entry) {
@@ -467,7 +468,7 @@ impl<'a> SourceWalk<'a> {
                     let parent = KnownParent::of(here.known);
                     place.entries_before = self.entries_before(parent, name.as_bytes(), stat, &path())?;
                 }
-                Some((place, self.open_child(here, name, ahead)?))
+                Some((place, self.open_child(here, name, ahead)))
             }
             None => None,
         };
@@ -513,26 +514,23 @@ impl<'a> SourceWalk<'a> {
         }
     }
 
-    /// Opens a directory in `here`.
+    /// Opens a directory in `here`, unless helpers have.
     fn open_child(
         &self,
         here: &Here<'_>,
         name: &OsStr,
-        ahead: Option<OpenedAhead>,
-    ) -> Result<Result<OpenedDirectory, source::Error>, WalkStop> {
+        ahead: Option<OpenedDirectory>,
+    ) -> Result<OpenedDirectory, source::Error> {
         let levels = self.context.directories.levels;
         if here.place.depth + 1 >= levels {
             let path = here.directory.shared_path().child(name);
-            return Ok(Err(source::Error::TooDeep { path, levels }));
+            return Err(source::Error::TooDeep { path, levels });
         }
         if let Some(ahead) = ahead {
-            let opened = ahead.get().ok_or(Error::Stopped("looking ahead"))?;
-            if let Some(opened) = opened {
-                return Ok(Ok(opened));
-            }
+            return Ok(ahead);
         }
         let _call = self.context.calls.about_names(here.directory.shared_path(), [name]);
-        Ok(here.directory.open_child(name).map(|directory| OpenedDirectory::open(directory, &self.context.rules)))
+        here.directory.open_child(name).map(|directory| OpenedDirectory::open(directory, &self.context.rules))
     }
 
     /// Entries below the root, or a given path, in the last backup. If a file system that was mounted there is gone, reports
