@@ -13,7 +13,7 @@
 //! | the SQLite caches of the publisher and of the walk | 6 + 2 |
 //! | chunks that the catalog does not have yet (32,768 of them, 48 bytes each in a table, and a list of digests) | 4.5 |
 //! | an index: 16,000 chunks of 36 bytes, as a list, encoded, signed and sealed | 2.5 |
-//! | sorting the names of a long directory; 50 KiB for each of at most 32 short directories that are read ahead | 5 |
+//! | sorting the names of a long directory; entries of short directories that are read ahead ([`ENTRIES_AHEAD`]) | 3 + 3 |
 //! | a tree of 3,000 levels: 3 to 8 KiB for each level's name, group of entries and stack frames | 24 |
 //! | files ahead of the assembler ([`EVENTS`] jobs), digests of files with several names | 4 |
 //! | the pages of the program that are used | 14 |
@@ -92,6 +92,8 @@ const RESERVED_FOR_BATCHES: usize = 64 + BATCH_READERS * (JOB_FILES + 1);
 const BATCHES_FROM: usize = 512;
 /// Directories that helpers may have open.
 const OPEN_AHEAD: usize = 512;
+/// Entries of short directories that may be read ahead. Each takes some 300 bytes.
+const ENTRIES_AHEAD: usize = 8192;
 /// Levels of a tree that fit on the walk's stack.
 const LEVELS: usize = 10_000;
 
@@ -115,6 +117,8 @@ pub(super) struct Directories {
     pub(super) jobs: usize,
     /// Directories that may still be opened ahead.
     ahead: AtomicUsize,
+    /// Entries that may still be read ahead.
+    entries: AtomicUsize,
 }
 
 impl Directories {
@@ -130,24 +134,40 @@ impl Directories {
         let jobs = (free / 16).clamp(1, EVENTS);
         let ahead = (free / 8).min(OPEN_AHEAD);
         let levels = free.saturating_sub(2 * jobs + ahead).clamp(1, LEVELS);
-        Directories { levels, jobs, ahead: AtomicUsize::new(ahead) }
+        Directories { levels, jobs, ahead: AtomicUsize::new(ahead), entries: AtomicUsize::new(ENTRIES_AHEAD) }
     }
 
     /// Takes the right to open a directory ahead. `None` if too many are open.
     pub(super) fn take_ahead(self: &Arc<Self>) -> Option<OpenAhead> {
-        let one_less = |left: usize| left.checked_sub(1);
-        self.ahead.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).ok()?;
-        Some(OpenAhead(self.clone()))
+        take(&self.ahead, 1).then(|| OpenAhead { of: self.clone(), entries: 0 })
     }
 }
 
-/// The right to have a directory open ahead of the walk. It is given back when it is dropped.
+/// Takes from what is left. False if that is less.
+fn take(left: &AtomicUsize, count: usize) -> bool {
+    left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(count)).is_ok()
+}
+
+/// The right to have a directory open ahead of the walk, and to hold entries of it. It is given back when it is dropped.
 #[derive(Debug)]
-pub(super) struct OpenAhead(Arc<Directories>);
+pub(super) struct OpenAhead {
+    of: Arc<Directories>,
+    entries: usize,
+}
+
+impl OpenAhead {
+    /// Takes the right to hold entries of the directory. False if too many are held.
+    pub(super) fn take_entries(&mut self, count: usize) -> bool {
+        let taken = take(&self.of.entries, count);
+        self.entries += if taken { count } else { 0 };
+        taken
+    }
+}
 
 impl Drop for OpenAhead {
     fn drop(&mut self) {
-        self.0.ahead.fetch_add(1, Ordering::Relaxed);
+        self.of.ahead.fetch_add(1, Ordering::Relaxed);
+        self.of.entries.fetch_add(self.entries, Ordering::Relaxed);
     }
 }
 
@@ -158,7 +178,7 @@ mod tests {
     #[test]
     fn directories_leave_descriptors_for_files() {
         for limit in [0, 64, 100, 120, 256, 1024, 4096, 1 << 20, usize::MAX] {
-            let Directories { levels, jobs, ahead } = Directories::of(limit);
+            let Directories { levels, jobs, ahead, .. } = Directories::of(limit);
             let all = levels + 2 * jobs + ahead.into_inner();
             assert!(levels > 0 && jobs > 0, "{limit}");
             assert!(all <= limit.saturating_sub(RESERVED).max(3), "{limit}: {all}");
@@ -174,5 +194,16 @@ mod tests {
         assert_eq!(all.len(), 2);
         drop(all);
         assert!(directories.take_ahead().is_some());
+    }
+
+    #[test]
+    fn entries_read_ahead_are_given_back() {
+        let directories = Arc::new(Directories::of(1024));
+        let mut first = directories.take_ahead().unwrap();
+        assert!(first.take_entries(ENTRIES_AHEAD - 1) && first.take_entries(1));
+        let mut second = directories.take_ahead().unwrap();
+        assert!(!second.take_entries(1));
+        drop(first);
+        assert!(second.take_entries(ENTRIES_AHEAD));
     }
 }

@@ -5,7 +5,8 @@
 //!
 //! Short directories are read in pieces of work: neighbours, and directories below them, until a piece has
 //! [`PIECE_ENTRIES`] entries. Less would be done before a helper woke up. There are at most [`PIECES`] pieces for each level
-//! of the tree. Of a long directory, [`BATCHES`] batches of names are read ahead. Each takes some 50 KiB.
+//! of the tree, and a bound on the entries of all. Of a long directory, [`BATCHES`] batches of names are read ahead, each of
+//! some 50 KiB.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -22,7 +23,7 @@ use crate::source::{Directory, Error, FoundTags, ListedName, Mount, MountPlace, 
 /// Pieces of neighbouring directories that are read ahead.
 pub(super) const PIECES: usize = 8;
 /// Most names in a directory that is read in a piece.
-const SHORT: usize = 256;
+const SHORT: usize = 1024;
 /// Entries in a piece of work.
 const PIECE_ENTRIES: usize = 512;
 /// Directories in a piece of work. Each is open until the walk has been there.
@@ -215,15 +216,16 @@ impl OpenedDirectory {
     /// `None` if it can't be opened, or not yet.
     fn within(piece: &mut PieceBudget, above: &Directory, name: &OsStr, ground: &Ground) -> Option<Self> {
         piece.directories -= 1;
-        let ahead = ground.context.directories.take_ahead()?;
+        let mut ahead = ground.context.directories.take_ahead()?;
         let call = ground.context.calls.about_names(above.shared_path(), [name]);
         let mut opened = OpenedDirectory::open(above.open_child(name).ok()?, &ground.context.rules);
-        opened.ahead = Some(ahead);
-        if !opened.tagged.tags.is_empty() {
-            return Some(opened);
-        }
         // Errors are ignored here: the walk tries again, and reports them.
-        let Some(names) = opened.directory.list_short(SHORT).ok().flatten() else { return Some(opened) };
+        let names = match opened.tagged.tags.is_empty() {
+            true => opened.directory.list_short(SHORT).ok().flatten().filter(|names| ahead.take_entries(names.len())),
+            false => None,
+        };
+        opened.ahead = Some(ahead);
+        let Some(names) = names else { return Some(opened) };
         drop(call);
         let listed = names.len();
         let looks = ground.stat_all(&opened.directory, names.into_iter().map(Name::listed).collect());

@@ -76,9 +76,11 @@ impl Here<'_> {
         self.below.borrow().iter().any(|(there, _)| there == name)
     }
 
-    /// Adds directories that were looked into, the next ones in order.
+    /// Adds directories that were looked into.
     pub(super) fn add_below(&self, opened: Below) {
-        self.below.borrow_mut().extend(opened);
+        let mut below = self.below.borrow_mut();
+        below.extend(opened);
+        below.make_contiguous().sort_by(|(one, _), (other, _)| one.cmp(other));
     }
 
     /// Takes the directory of this name, if it was looked into already. They come in order, and some are never asked for.

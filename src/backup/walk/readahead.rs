@@ -35,6 +35,7 @@ struct Queue {
 /// The future result of a task.
 pub(in crate::backup) struct Later<T> {
     task: Arc<Task<T>>,
+    depth: usize,
     /// The queue that counts it as not asked for.
     counted: Option<Readahead>,
 }
@@ -64,8 +65,9 @@ impl Default for Queue {
 }
 
 impl Queue {
-    fn next(&mut self) -> Option<Arc<dyn Runnable>> {
-        let next = self.levels.iter_mut().rev().find_map(VecDeque::pop_front);
+    /// The next task at `depth` or deeper.
+    fn next(&mut self, depth: usize) -> Option<Arc<dyn Runnable>> {
+        let next = self.levels.iter_mut().skip(depth.min(LEVELS - 1)).rev().find_map(VecDeque::pop_front);
         self.waiting -= usize::from(next.is_some());
         next
     }
@@ -76,9 +78,9 @@ impl Readahead {
         self.0.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does the next task. Returns whether there was one.
-    fn help_once(&self) -> bool {
-        let next = self.queue().next();
+    /// Does the next task at `depth` or deeper. Returns whether there was one.
+    fn help_once(&self, depth: usize) -> bool {
+        let next = self.queue().next(depth);
         next.inspect(|task| task.run_if_waiting()).is_some()
     }
 
@@ -90,7 +92,7 @@ impl Readahead {
             if queue.closed {
                 return;
             }
-            let next = queue.next();
+            let next = queue.next(0);
             drop(queue);
             if let Some(task) = next {
                 task.run_if_waiting();
@@ -113,14 +115,14 @@ impl Readahead {
         let task = Arc::new(Task { state: Mutex::new(TaskState::Waiting(Box::new(work))), changed: Condvar::new() });
         let mut queue = self.queue();
         if queue.unasked >= MOST {
-            return Later { task, counted: None };
+            return Later { task, depth, counted: None };
         }
         queue.unasked += 1;
         queue.waiting += 1;
         queue.levels[depth.min(LEVELS - 1)].push_back(task.clone());
         drop(queue);
         self.0.more.notify_one();
-        Later { task, counted: Some(self.clone()) }
+        Later { task, depth, counted: Some(self.clone()) }
     }
 }
 
@@ -129,15 +131,16 @@ impl<T: Send> Later<T> {
     pub(in crate::backup) fn now(result: T) -> Self {
         Later {
             task: Arc::new(Task { state: Mutex::new(TaskState::Done(result)), changed: Condvar::new() }),
+            depth: 0,
             counted: None,
         }
     }
 
-    /// Does the task, or waits for the result and does other tasks meanwhile. `None` if the task panicked.
+    /// Does the task, or others at its depth or deeper until the result is there. `None` if the task panicked.
     pub(in crate::backup) fn get(self) -> Option<T> {
         self.task.run_if_waiting();
         let begun = |state: &mut TaskState<T>| matches!(state, TaskState::Begun);
-        while begun(&mut self.task.state()) && self.counted.as_ref().is_some_and(Readahead::help_once) {}
+        while begun(&mut self.task.state()) && self.counted.as_ref().is_some_and(|ahead| ahead.help_once(self.depth)) {}
         let state = self.task.changed.wait_while(self.task.state(), begun);
         match std::mem::replace(&mut *state.unwrap_or_else(PoisonError::into_inner), TaskState::Lost) {
             TaskState::Done(result) => Some(result),
@@ -225,21 +228,23 @@ mod tests {
     }
 
     #[test]
-    fn the_walk_does_other_tasks_while_it_waits() {
+    fn the_walk_does_what_it_needs_next_while_it_waits() {
         let ahead = Readahead::default();
         let (begun, is_begun) = mpsc::channel();
         let (sender, other_is_done) = mpsc::channel();
-        let first = ahead.send(0, move || {
+        let first = ahead.send(1, move || {
             begun.send(()).unwrap();
             other_is_done.recv().unwrap()
         });
         thread::scope(|threads| {
             threads.spawn(|| ahead.help());
             is_begun.recv().unwrap();
-            let second = ahead.send(0, move || sender.send(7).unwrap());
+            let above = ahead.send(0, || 1);
+            let second = ahead.send(1, move || sender.send(7).unwrap());
             // The only helper waits for the second task.
             assert_eq!(first.get(), Some(7));
-            assert_eq!(second.get(), Some(()));
+            assert_eq!(ahead.queue().waiting, 1);
+            assert_eq!((second.get(), above.get()), (Some(()), Some(1)));
             ahead.close();
         });
     }

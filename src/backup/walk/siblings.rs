@@ -6,15 +6,16 @@ use std::ffi::{OsStr, OsString};
 use super::listing::{Ground, OpenedDirectory, PIECES, Piece, StatEntry, Unread, WalkContext};
 use super::place::{Here, Position};
 use super::readahead::{Later, Readahead};
+use crate::backup::limits::HELPERS;
 use crate::format::Kind;
 
-/// Most neighbours in a piece of work. A helper that waits for a cold disk must not hold up too many.
+/// Most neighbours in a piece of work.
 const TOGETHER: usize = 8;
 
 /// The queue of work ahead of the walk, and how much of it to hand over at once.
 pub(super) struct SiblingsAhead {
     pub(super) queue: Readahead,
-    /// Neighbours in a piece: as many as filled the last ones.
+    /// Neighbours in a piece: as many as fill one.
     together: usize,
 }
 
@@ -86,8 +87,10 @@ impl Siblings {
     ) -> Result<Option<OpenedDirectory>, HelperLost> {
         // Several are sent at once, so that helpers need not sleep in between.
         if self.sent.len() <= PIECES / 2 {
+            // On a cold disk, each of few neighbours is worth a helper.
+            let together = ahead.together.min(self.waiting.len().div_ceil(HELPERS + 1));
             while self.sent.len() < PIECES
-                && let Some(sent) = ahead.send(here, self.take_unread(here, context, ahead.together))
+                && let Some(sent) = ahead.send(here, self.take_unread(here, context, together))
             {
                 self.sent.push_back(sent);
             }
