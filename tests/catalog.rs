@@ -271,7 +271,7 @@ fn a_catalog_is_rebuilt_on_request_and_the_old_one_is_kept() {
 /// The packs and ordinals of the blocks that each snapshot in the catalog uses, by the snapshot's id.
 fn used_blocks(world: &World) -> BTreeMap<String, BTreeSet<(PackId, u32)>> {
     let repository = Repository::open(&world.site.repo().as_path().into()).unwrap();
-    let catalog = Catalog::view(&world.catalog(), repository.id()).unwrap();
+    let catalog = Catalog::view(&world.catalog(), repository.id()).unwrap().read(anyhow::Ok).unwrap();
     let used = catalog.snapshots().unwrap().into_iter().map(|row| {
         let blocks = catalog.snapshot_blocks(row.name.id).unwrap().expect("known blocks");
         let live = catalog.live(&[row.name.sequence]).unwrap();

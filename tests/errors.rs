@@ -9,9 +9,10 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use common::machine::{spawn, succeed};
-use common::{Run, Site, age, run, settle, tree};
+use common::{Run, Site, age, run, run_within, settle, tree};
 use tempfile::TempDir;
 
 /// An empty GnuPG home. Its agents are stopped on drop.
@@ -280,8 +281,8 @@ fn a_passphrase_opens_a_repository_with_a_stored_key() {
         ("BRACKFS_PASSPHRASE_FILE", Path::new("/nowhere/passphrase"), "/nowhere/passphrase"),
         ("BRACKFS_PASSPHRASE_COMMAND", Path::new("false"), "BRACKFS_PASSPHRASE_COMMAND"),
         ("BRACKFS_PASSPHRASE_FILE", Path::new("/dev/zero"), "cannot read /dev/zero: it is larger than 1 MiB"),
-        ("BRACKFS_PASSPHRASE_COMMAND", Path::new("cat /dev/zero"), "output of the command: it is larger than 1 MiB"),
-        ("BRACKFS_PASSPHRASE_COMMAND", Path::new("cat /dev/zero; true"), "it is larger than 1 MiB"),
+        ("BRACKFS_PASSPHRASE_COMMAND", Path::new("cat /dev/zero"), "output of the command: it printed more than 1 MiB"),
+        ("BRACKFS_PASSPHRASE_COMMAND", Path::new("cat /dev/zero; true"), "it printed more than 1 MiB"),
         ("BRACKFS_KEY_FILE", Path::new("/dev/zero"), "cannot read the key /dev/zero: it is larger than 16 MiB"),
     ] {
         let mut command = site.command(&["cat", "latest:file"]);
@@ -289,6 +290,19 @@ fn a_passphrase_opens_a_repository_with_a_stored_key() {
         let run = run(without_terminal(&command)).code(12);
         says(&run, words);
         assert_eq!(run.stdout, "");
+    }
+    // A process in the background that keeps the pipes open.
+    for (script, code) in [
+        ("sleep 1000 & echo $! > sleeping; cat passphrase", 0),
+        ("(sleep 1000 & echo $! > sleeping); cat /dev/zero", 12),
+    ] {
+        let mut command = site.command(&["ls", "latest", "--json"]);
+        command.env("BRACKFS_PASSPHRASE_COMMAND", script);
+        let mut command = without_terminal(&command);
+        command.current_dir(site.keys());
+        run_within(command, Duration::from_secs(60)).code(code);
+        let sleeping = fs::read_to_string(site.keys().join("sleeping")).unwrap();
+        assert!(Command::new("sh").args(["-c", &format!("kill {sleeping}")]).status().unwrap().success());
     }
     // No passphrase.
     assert_nothing_is_read(&site, &[], &[], 12, "BRACKFS_PASSPHRASE");

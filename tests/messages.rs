@@ -539,6 +539,26 @@ fn help_groups_options_by_headings() {
 }
 
 #[test]
+fn a_target_among_the_paths_of_a_backup_is_refused() {
+    let site = Site::with_files(&[("f", "f")]);
+    site.init();
+    let config = site.path().join("config.toml");
+    fs::write(&config, format!("[target.mine]\nrepository = {:?}\n", site.repo())).unwrap();
+    common::set_mode(&config, 0o600);
+    let backup = |path: &str| {
+        let mut command = site.command(&["backup", "source", path]);
+        command.env("BRACKFS_CONFIG", &config);
+        run(command)
+    };
+    let refused = backup("@mine").code(2);
+    assert!(refused.stderr.contains("brackfs backup @mine PATH"), "{refused}");
+    assert!(!site.repo().join("snapshots").exists());
+    backup("@other").code(3);
+    fs::write(site.path().join("@mine"), "").unwrap();
+    backup("@mine").ok();
+}
+
+#[test]
 fn a_source_without_snapshots_is_named() {
     let site = Site::with_files(&[("f", "f")]);
     site.init();
@@ -554,6 +574,48 @@ fn a_source_without_snapshots_is_named() {
     }
 }
 
+/// The code and the messages of a command whose standard output was closed by its reader.
+fn closed(mut command: Command) -> (Option<i32>, String) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = spawn(command.stdout(writer).stderr(Stdio::piped())).wait_with_output().unwrap();
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+#[test]
+fn problems_that_were_reported_before_a_pipe_was_closed_count() {
+    let site = Site::with_files(&[("a/lost", "one")]);
+    common::age(&site.source());
+    site.init();
+    site.backup(&[]).ok();
+    let first = packs(&site.repo());
+    site.write("b/there", "two");
+    common::age(&site.source().join("b"));
+    common::set_time(&site.source(), common::AGED, 0);
+    site.backup(&[]).ok();
+    let expect = |arguments: &[&str], code: i32, words: &str| {
+        let (found, said) = closed(site.command(arguments));
+        assert_eq!(found, Some(code), "{arguments:?}: {said}");
+        assert!(said.contains(words) && !said.contains("standard output"), "{arguments:?}: {said}");
+    };
+    let listings: [&[&str]; 4] = [&["ls", "-R", "latest"], &["find", "*"], &["versions", "b/there"], &["snapshots"]];
+    for arguments in listings {
+        expect(arguments, 0, "");
+    }
+    // The node of `a`.
+    for pack in first {
+        fs::remove_file(pack).unwrap();
+    }
+    expect(&["ls", "-R", "latest"], 1, "a/: cannot list all of this directory");
+    // It reports the lost packs.
+    let _ = site.backup(&[]);
+    let newest = common::snapshot_objects(&site).pop().unwrap();
+    fs::write(&newest, "").unwrap();
+    for arguments in [&["find", "there"][..], &["find", "there", "--json"], &["versions", "b/there"], &["snapshots"]] {
+        expect(arguments, 1, "it is cut off");
+    }
+}
+
 #[test]
 fn a_closed_pipe_does_not_hide_a_failure() {
     let site = Site::with_files(&[("f", "f")]);
@@ -566,16 +628,10 @@ fn a_closed_pipe_does_not_hide_a_failure() {
     );
     fs::write(&config, text).unwrap();
     common::set_mode(&config, 0o600);
-    let closed = |arguments: &[&str]| {
-        let (reader, writer) = std::io::pipe().unwrap();
-        drop(reader);
-        let mut command = site.command(arguments);
-        command.env("BRACKFS_CONFIG", &config).stdout(writer).stderr(Stdio::piped());
-        let output = spawn(&mut command).wait_with_output().unwrap();
-        (output.status.code(), String::from_utf8(output.stderr).unwrap())
-    };
     let expect = |arguments: &[&str], code: i32| {
-        let (found, said) = closed(arguments);
+        let mut command = site.command(arguments);
+        command.env("BRACKFS_CONFIG", &config);
+        let (found, said) = closed(command);
         assert_eq!(found, Some(code), "{arguments:?}: {said}");
         assert!(!said.contains("standard output"), "{arguments:?}: {said}");
     };
@@ -585,6 +641,14 @@ fn a_closed_pipe_does_not_hide_a_failure() {
     expect(&["status"], 3);
     expect(&["status", "--json"], 3);
     expect(&["run", "--json"], 1);
+    let last_prune = || {
+        let mut command = site.command(&["status", "--json"]);
+        command.env("BRACKFS_CONFIG", &config).env_remove("BRACKFS_REPOSITORY");
+        run(command).json()["targets"][0]["last_prune"].clone()
+    };
+    assert!(last_prune().is_null());
+    expect(&["forget", "@mine", "--keep-last", "1", "--json", "--prune"], 0);
+    assert_eq!(last_prune()["outcome"], "done");
     let packs = common::paths_below(&site.repo().join("packs"));
     for pack in packs.into_iter().filter(|path| path.is_file()) {
         fs::write(pack, "").unwrap();

@@ -8,8 +8,10 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::SystemTime;
+use std::thread;
+use std::time::{Duration, SystemTime};
 
+use common::machine::spawn;
 use common::wait::until;
 use common::{Run, Site, machine, run};
 use rusqlite::Connection;
@@ -141,6 +143,23 @@ impl Drop for ReadOnly {
     }
 }
 
+/// Another place of a folder, until it is dropped.
+struct Writable(PathBuf);
+
+impl Writable {
+    fn new(folder: &Path, at: PathBuf) -> Self {
+        fs::create_dir(&at).unwrap();
+        machine::succeed(Command::new("mount").arg("--bind").args([folder, &at]));
+        Writable(at)
+    }
+}
+
+impl Drop for Writable {
+    fn drop(&mut self) {
+        machine::succeed(Command::new("umount").arg(&self.0));
+    }
+}
+
 /// Every file below a folder, with its bytes and its modification time.
 fn everything(folder: &Path) -> Vec<(PathBuf, Vec<u8>, SystemTime)> {
     let files = common::paths_below(folder).into_iter().filter(|path| path.is_file());
@@ -194,7 +213,16 @@ fn the_state_is_read_where_it_cannot_be_written() {
     }
     fs::remove_file(&index).unwrap();
     {
+        let writable = Writable::new(&state, machine.path("writable"));
         let _read_only = ReadOnly::new(state.clone());
+        // Another process is just making or removing the index.
+        let reader = spawn(machine.command(&["snapshots", "@nas", "--json"]).stdout(Stdio::piped()));
+        thread::sleep(Duration::from_millis(300));
+        let index = writable.0.join(index.strip_prefix(&state).unwrap());
+        fs::write(&index, &kept[2]).unwrap();
+        let found = reader.wait_with_output().unwrap();
+        assert!(found.status.success() && String::from_utf8_lossy(&found.stdout).contains("renamed"), "{found:?}");
+        fs::remove_file(&index).unwrap();
         let found = machine.brackfs(&["status"]);
         assert!(unread(&found), "{found}");
         let found = machine.brackfs(&["stats", "@nas"]).code(1);
@@ -202,6 +230,30 @@ fn the_state_is_read_where_it_cannot_be_written() {
     }
     let found = machine.brackfs(&["snapshots", "@nas", "--json"]).ok();
     assert!(found.stdout.contains("renamed"), "{found}");
+}
+
+#[test]
+fn an_unfinished_change_of_the_record_is_undone_where_that_is_possible() {
+    let machine = Machine::new();
+    machine.brackfs(&["run"]).ok();
+    let state = machine.site.state();
+    let undo = state.join("journal.sqlite-journal");
+    let db = Connection::open(state.join("journal.sqlite")).unwrap();
+    // Otherwise, the head of the file is written last.
+    db.execute_batch("PRAGMA synchronous = off; BEGIN IMMEDIATE; UPDATE steps SET outcome = 'failed'").unwrap();
+    let bytes = fs::read(&undo).unwrap();
+    drop(db);
+    fs::write(&undo, bytes).unwrap();
+    let words = "cannot read the record of runs";
+    {
+        let _read_only = ReadOnly::new(state.clone());
+        let found = machine.brackfs(&["status"]).code(1);
+        assert!(found.stderr.contains(words) && found.stderr.contains("write access"), "{found}");
+        let found = machine.brackfs(&["run", "--dry-run"]).ok();
+        assert!(found.stderr.contains(words), "{found}");
+    }
+    assert_eq!(machine.states(0), ["etc ok", "home ok"]);
+    assert!(!undo.exists());
 }
 
 #[test]

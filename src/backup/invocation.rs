@@ -32,7 +32,7 @@ use super::walk::retry::Settling;
 use super::walk::rules::Rules;
 use super::walk::scope::{Origin, Scope, identify};
 use super::walk::tree::WalkCounts;
-use crate::catalog::{Catalog, Parent, Past, SnapshotRow, SourceRow};
+use crate::catalog::{Catalog, Parent, Past, SnapshotRow, SourceRow, View};
 use crate::crypt::SecretKey;
 use crate::failure::{Failure, FailureKind};
 use crate::format::Timestamp;
@@ -208,7 +208,12 @@ impl<'a> Invocation<'a> {
     /// Reports the files that a backup would read.
     fn preview(&self, repository: &Repository) -> Result<Summary, Error> {
         let Watch { monitor, stop, .. } = self.watch;
-        let catalog = look(repository, &self.repository_state(repository), monitor, stop)?;
+        look(repository, &self.repository_state(repository), monitor, stop, |catalog| self.compare(catalog))
+    }
+
+    /// Walks the source, and compares it with its last state in the catalog.
+    fn compare(&self, catalog: Catalog) -> Result<Summary, Error> {
+        let monitor = self.watch.monitor;
         let source = catalog.source(&self.scope.name)?.map(|(row, _)| row);
         expect_as_before(&catalog, source, monitor)?;
         let before = source.map(|source| catalog.latest_size(source)).transpose()?.flatten().map(|(files, _)| files);
@@ -228,7 +233,7 @@ impl<'a> Invocation<'a> {
             return Ok(None);
         };
         let open = || Ok(Catalog::view(&known.catalog_path(), repository)?);
-        match open().and_then(|catalog| self.glance(catalog, open)) {
+        match open().and_then(|view| view.read(|catalog| self.glance(catalog, open))) {
             Ok(summary) => Ok(Some(summary)),
             Err(error) if error.kind() == FailureKind::Interrupted => Err(error),
             Err(error) => {
@@ -239,7 +244,7 @@ impl<'a> Invocation<'a> {
     }
 
     /// Fails with [`Error::Changed`] unless the source is as in its last snapshot.
-    fn glance(&self, catalog: Catalog, open: impl Fn() -> Result<Catalog, Error>) -> Result<Summary, Error> {
+    fn glance(&self, catalog: Catalog, open: impl Fn() -> Result<View, Error>) -> Result<Summary, Error> {
         let (source, last) = self.last_snapshot(&catalog)?;
         let compared = self.options.reading.identity;
         let glance = Glance { source: &self.scope.name, root: last.root, compared, depth: 0 };
@@ -249,8 +254,8 @@ impl<'a> Invocation<'a> {
         drop(catalog);
         let summary = self.walk(watch, past, Some(source), glance)?;
         // Another backup may have changed the catalog during the walk, and then failed.
-        let is_same = self.last_snapshot(&open()?)?.1.name == last.name;
-        if is_same { Ok(summary) } else { Err(Error::Changed) }
+        let (_, now) = open()?.read(|catalog| self.last_snapshot(&catalog))?;
+        if now.name == last.name { Ok(summary) } else { Err(Error::Changed) }
     }
 
     /// Returns the last snapshot of the source if the catalog has its tree, and no run is unfinished.

@@ -1,9 +1,13 @@
 //! The database of a catalog.
 
 use std::cell::RefCell;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
@@ -14,6 +18,7 @@ use super::spans::NewestUsage;
 use super::trust::Trust;
 use crate::format::RepositoryId;
 use crate::sys::owner::create_private;
+use crate::sys::{byte_lock, folder_of};
 
 /// The schema version, in SQLite's `user_version`. There are no migrations: other versions are refused.
 const SCHEMA: i64 = 11;
@@ -22,6 +27,22 @@ const SCHEMA: i64 = 11;
 const CACHE_KIB: i64 = 6 << 10;
 /// The page cache of connections that only read, in KiB: they mostly scan, so a larger one is of little use.
 const READ_CACHE_KIB: i64 = 2 << 10;
+/// How long a reader without write access waits for SQLite's log and its index, while another process makes or removes them.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Time between two tries.
+const RETRY: Duration = Duration::from_millis(20);
+/// The byte of the log's index that each process with the database open has locked (`UNIX_SHM_DMS` in SQLite).
+const IN_USE: i64 = 128;
+/// Length of the header of an SQLite database, which has a change counter.
+const HEADER: u64 = 100;
+
+/// A catalog that is open to be read.
+#[derive(Debug)]
+pub struct View {
+    catalog: Catalog,
+    /// The file as it was before it was opened without locks.
+    unlocked: Option<Stamp>,
+}
 
 /// The catalog, opened for writing. Everything since the last commit is one transaction.
 #[derive(Debug)]
@@ -54,10 +75,9 @@ impl Catalog {
         Ok(Catalog { db, path: path.to_owned(), trust, newest: RefCell::default() })
     }
 
-    /// Opens the catalog of `repository` read-only, possibly while a run writes to it, and on a file system that is read-only.
-    pub fn view(path: &Path, repository: RepositoryId) -> Result<Self, Error> {
-        let (db, trust) = open(path, repository, connect_to_read)?;
-        Ok(Catalog { db, path: path.to_owned(), trust, newest: RefCell::default() })
+    /// Opens the catalog of `repository` to read it, possibly while a run writes to it, and on a file system that is read-only.
+    pub fn view(path: &Path, repository: RepositoryId) -> Result<View, Error> {
+        view(path, repository, connect_to_read)
     }
 
     /// The trusted keys and fixed properties of the repository.
@@ -91,13 +111,71 @@ impl Catalog {
     }
 }
 
+impl View {
+    /// Reads the catalog. If another process changed the file meanwhile, and this one could not lock it, the result is
+    /// [`Error::Changed`].
+    pub fn read<T, E: From<Error>>(self, read: impl FnOnce(Catalog) -> Result<T, E>) -> Result<T, E> {
+        let path = self.catalog.path.clone();
+        let result = read(self.catalog);
+        check_stamp(self.unlocked.as_ref(), &path)?;
+        result
+    }
+}
+
+/// The state of the database's file.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Stamp {
+    file: [u64; 3],
+    times: [i64; 4],
+    header: Vec<u8>,
+}
+
+impl Stamp {
+    fn of(path: &Path) -> Result<Self, Error> {
+        let read = || {
+            // On NFS, only opening the file shows its current state.
+            let file = File::open(path)?;
+            let found = file.metadata()?;
+            let mut header = Vec::new();
+            file.take(HEADER).read_to_end(&mut header)?;
+            let times = [found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec()];
+            Ok(Stamp { file: [found.dev(), found.ino(), found.len()], times, header })
+        };
+        read().map_err(|source| Error::File { path: path.to_owned(), source })
+    }
+}
+
+/// Fails if the file is not as it was before it was opened without locks.
+fn check_stamp(unlocked: Option<&Stamp>, path: &Path) -> Result<(), Error> {
+    match unlocked {
+        Some(before) if Stamp::of(path)? != *before => Err(Error::Changed { path: path.to_owned() }),
+        _ => Ok(()),
+    }
+}
+
 /// Reads the trust of a catalog without a transaction; `None` if there is no catalog.
 pub fn trust_of(path: &Path, repository: RepositoryId) -> Result<Option<Trust>, Error> {
-    match path.try_exists() {
-        Ok(false) => Ok(None),
-        Ok(true) => Ok(Some(open(path, repository, connect_to_read)?.1)),
-        Err(source) => Err(Error::File { path: path.to_owned(), source }),
+    match Catalog::view(path, repository) {
+        Err(Error::Missing { .. }) => Ok(None),
+        view => view?.read(|catalog| Ok(Some(catalog.trust))),
     }
+}
+
+fn view(
+    path: &Path,
+    repository: RepositoryId,
+    connect: impl FnOnce(&Path) -> Result<(Connection, Option<Stamp>), Error>,
+) -> Result<View, Error> {
+    let mut unlocked = None;
+    let opened = open(path, repository, |path| {
+        let (db, stamp) = connect(path)?;
+        unlocked = stamp;
+        Ok(db)
+    });
+    check_stamp(unlocked.as_ref(), path)?;
+    let (db, trust) = opened?;
+    let catalog = Catalog { db, path: path.to_owned(), trust, newest: RefCell::default() };
+    Ok(View { catalog, unlocked })
 }
 
 fn open(
@@ -137,48 +215,70 @@ fn connect(path: &Path) -> Result<Connection, Error> {
 
 /// Opens the database to read it, possibly while another connection writes to it.
 ///
-/// The first reader makes SQLite's log and the index of the log, which stay empty, and the last one removes them. If they cannot
-/// be made, the file is read on its own.
-pub(super) fn connect_to_read(path: &Path) -> Result<Connection, Error> {
-    let shared = || -> rusqlite::Result<Connection> {
-        // A read-only connection would leave the log behind.
-        let db =
-            Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
-        db.pragma_update(None, "query_only", true)?;
-        // The log is opened by the first read.
-        db.pragma_query_value(None, "user_version", |_| Ok(()))?;
-        Ok(db)
-    };
-    let connected = match shared() {
-        Err(error) if matches!(error.sqlite_error_code(), Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly)) => {
-            alone(path)?.ok_or(error)
+/// The first reader makes SQLite's log and the index of the log, which stay empty, and the last one removes them. It also
+/// recovers what a killed run left in the log. If this process may not write there and nothing is left in the log, the file is
+/// read on its own, and the result has its state before that.
+pub(super) fn connect_to_read(path: &Path) -> Result<(Connection, Option<Stamp>), Error> {
+    let begun = Instant::now();
+    let (db, unlocked) = loop {
+        match shared(path) {
+            Err(error)
+                if matches!(error.sqlite_error_code(), Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly))
+                    && !is_writable(path) =>
+            {
+                // Another process may be making or removing them.
+                let has_log = ["-wal", "-shm"].iter().any(|end| beside(path, end).exists());
+                if !has_log || begun.elapsed() >= PATIENCE {
+                    break alone(path)?;
+                }
+                thread::sleep(RETRY);
+            }
+            other => break (other.during("open the catalog", path)?, None),
         }
-        other => other,
     };
-    let prepare = |db| configure(&db, READ_CACHE_KIB).map(|()| db);
-    connected.and_then(prepare).during("open the catalog", path)
+    configure(&db, READ_CACHE_KIB).during("open the catalog", path)?;
+    Ok((db, unlocked))
 }
 
-/// Opens the file of the database without a log or locks. `None` if this process could write to its folder: then others may
-/// write to it. If one does so through another mount, this connection may fail.
-fn alone(path: &Path) -> Result<Option<Connection>, Error> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    if accessat(CWD, folder, Access::WRITE_OK, AtFlags::EACCESS).is_ok() {
-        return Ok(None);
+/// Opens the database with its log and the locks of SQLite.
+fn shared(path: &Path) -> rusqlite::Result<Connection> {
+    // A read-only connection would leave the log behind.
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let db = Connection::open_with_flags(path, flags)?;
+    db.pragma_update(None, "query_only", true)?;
+    // The log is opened by the first read.
+    db.pragma_query_value(None, "user_version", |_| Ok(()))?;
+    Ok(db)
+}
+
+/// Opens the file of the database without its log and without locks: a process that can write there may change it.
+fn alone(path: &Path) -> Result<(Connection, Option<Stamp>), Error> {
+    let stamp = Stamp::of(path)?;
+    if File::open(beside(path, "-shm")).is_ok_and(|index| byte_lock::is_held(&index, IN_USE)) {
+        return Err(Error::Busy { path: path.to_owned() });
     }
-    let mut log = path.as_os_str().to_owned();
-    log.push("-wal");
+    let log = beside(path, "-wal");
     match std::fs::metadata(&log) {
         Ok(found) if found.len() > 0 => return Err(Error::Unfinished { path: path.to_owned() }),
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            return Err(Error::File { path: log.into(), source });
-        }
+        Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(Error::File { path: log, source }),
         _ => {}
     }
     let escaped: String = path.as_os_str().as_bytes().iter().map(|byte| format!("%{byte:02X}")).collect();
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
     let open = || Connection::open_with_flags(format!("file:{escaped}?immutable=1"), flags);
-    open().map(Some).during("open the catalog", path)
+    Ok((open().during("open the catalog", path)?, Some(stamp)))
+}
+
+/// Whether this process may write to the folder of a file.
+fn is_writable(path: &Path) -> bool {
+    accessat(CWD, folder_of(path), Access::WRITE_OK, AtFlags::EACCESS).is_ok()
+}
+
+/// The file of SQLite with this ending.
+fn beside(path: &Path, end: &str) -> PathBuf {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(end);
+    beside.into()
 }
 
 /// The settings of all connections.
@@ -227,5 +327,56 @@ pub(super) mod tests {
         let moved = folder.path().join("moved");
         std::fs::rename(folder.path().join("catalog.sqlite"), &moved).unwrap();
         assert_eq!(Catalog::open(&moved, repository).unwrap().integrity().unwrap(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_change_of_a_file_that_is_read_without_locks_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let catalog = catalog(folder.path());
+        let (path, repository) = (catalog.path.clone(), catalog.trust.repository);
+        catalog.close().unwrap();
+        let change = || {
+            let catalog = Catalog::open(&path, repository).unwrap();
+            catalog.db.execute_batch("CREATE TABLE more (id); DROP TABLE more").unwrap();
+            catalog.close().unwrap();
+        };
+        let read = |meanwhile: &dyn Fn()| {
+            view(&path, repository, alone)?.read(|catalog| {
+                meanwhile();
+                catalog.snapshots()
+            })
+        };
+        read(&|| {}).unwrap();
+        let is_noticed = |result| matches!(result, Err(Error::Changed { .. }));
+        assert!(is_noticed(read(&change)));
+        // What was read of both states does not fit together.
+        let whole = std::fs::read(&path).unwrap();
+        assert!(is_noticed(read(&|| std::fs::write(&path, vec![7; whole.len()]).unwrap())));
+        assert!(matches!(read(&|| {}), Err(Error::Damaged { .. })));
+        std::fs::write(&path, whole).unwrap();
+        let opened = view(&path, repository, |path| {
+            let alone = alone(path);
+            change();
+            alone
+        });
+        assert!(is_noticed(opened.map(|_| Vec::new())));
+        // A file with the locks of SQLite is not changed below its readers.
+        let result = view(&path, repository, connect_to_read).unwrap().read(|catalog| {
+            let before = catalog.snapshots()?;
+            let writer = Catalog::open(&path, repository)?;
+            drop(writer);
+            Ok::<_, Error>(before)
+        });
+        result.unwrap();
+    }
+
+    #[test]
+    fn a_catalog_in_use_is_not_read_without_locks() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut catalog = catalog(folder.path());
+        catalog.commit().unwrap();
+        let path = catalog.path.clone();
+        assert!(matches!(alone(&path), Err(Error::Busy { .. })));
+        connect_to_read(&path).unwrap();
     }
 }

@@ -152,7 +152,8 @@ pub struct Past {
 impl Catalog {
     /// Opens a second connection, which reads the committed state.
     pub fn past(&self) -> Result<Past, Error> {
-        let db = connect_to_read(&self.path)?;
+        // If it reads the file without locks, so does this catalog, whose view notices changes.
+        let (db, _) = connect_to_read(&self.path)?;
         Ok(Past { db, path: self.path.clone() })
     }
 }

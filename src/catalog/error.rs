@@ -79,10 +79,16 @@ pub enum Error {
     },
     /// SQLite's log has changes of a run that was killed, and cannot be used without writing to its folder.
     #[error(
-        "cannot read the catalog {path}: a run was interrupted, and its directory must be writable to recover the changes; run \
-         the command once as a user and at a place that can write to it"
+        "cannot read the catalog {path}: a run was interrupted, and recovering its changes needs write access to its directory; \
+         run the command once with write access"
     )]
     Unfinished {
+        /// The catalog.
+        path: PathBuf,
+    },
+    /// Another process changed the catalog, and this one could not lock it.
+    #[error("the catalog {path} changed while it was read; run the command again")]
+    Changed {
         /// The catalog.
         path: PathBuf,
     },

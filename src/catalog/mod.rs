@@ -50,7 +50,7 @@ mod verify;
 
 pub use chunks::{PackRow, Stored};
 pub use claims::Claims;
-pub use database::{Catalog, trust_of};
+pub use database::{Catalog, View, trust_of};
 pub use directories::{DirectoryId, DirectoryRow, NewSegment, Parent, Past, SegmentId, SegmentNode, SegmentRow};
 pub use documents::{Folder, KnownDocument};
 pub use doomed::{DoomedPack, RetainedPack};

@@ -302,6 +302,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
+    args.check_paths(global)?;
     let place = args.repository.resolve(global)?;
     let options = args.options(&place, global)?;
     let monitor = global.monitor(args.json);
@@ -380,6 +381,22 @@ fn parse_host(text: &str) -> Result<String, String> {
 }
 
 impl Args {
+    /// Fails if the name of a target is among the paths, and there is no such file.
+    fn check_paths(&self, global: &Global) -> Result<()> {
+        // Otherwise they are the words of a command.
+        for path in self.paths.iter().filter(|_| self.stdin_filename.is_none()) {
+            if let Some(name) = path.to_str().and_then(|path| path.strip_prefix('@'))
+                && path.symlink_metadata().is_err()
+                && global.config()?.is_some_and(|config| config.targets.iter().any(|target| target.name == name))
+            {
+                return Err(
+                    Usage(format!("the target goes directly after the command: brackfs backup @{name} PATH")).into()
+                );
+            }
+        }
+        Ok(())
+    }
+
     /// What is backed up instead of paths.
     fn stream(&self) -> Result<Option<Stream>> {
         let Some(filename) = self.stdin_filename.clone() else { return Ok(None) };

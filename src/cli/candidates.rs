@@ -117,7 +117,7 @@ impl Line {
                 (id, RepositoryState::new(&state, id))
             }
         };
-        let mut rows = Catalog::view(&known.catalog_path(), id).ok()?.snapshots().ok()?;
+        let mut rows = Catalog::view(&known.catalog_path(), id).ok()?.read(|catalog| catalog.snapshots()).ok()?;
         rows.retain(|row| row.presence == Presence::There);
         rows.reverse();
         Some(rows)

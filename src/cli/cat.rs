@@ -60,7 +60,9 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let snapshot = select(&*archive, &selector, &monitor)?;
     let listed = archive.at_path(&snapshot, &selector.path)?;
     if let Some(why) = refusal(&selector, &listed.entry()) {
-        anyhow::bail!("cannot write {}: {why}", String::from_utf8_lossy(args.what.as_bytes()));
+        let path = String::from_utf8_lossy(&selector.path);
+        let colon = if path.is_empty() { "" } else { ":" };
+        anyhow::bail!("cannot write {selector}{colon}{path}: {why}");
     }
     let mut out = output::stdout();
     archive.content(&listed)?.each(|data| -> Result<()> {

@@ -115,9 +115,9 @@ fn verify(args: &VerifyArgs, global: &Global) -> Result<ExitCode> {
     let (monitor, stop) = (global.monitor(args.json), stop_soon_on_signals()?);
     let key = host_key(&state)?;
     let access = host_access(&key)?;
-    let catalog = Catalog::view(&state.catalog_path(), repository.id())?;
+    let view = Catalog::view(&state.catalog_path(), repository.id())?;
     let inventory = Inventory { repository: &repository, access: &access, monitor: &monitor, stop: &stop };
-    let found = inventory.verify(&catalog, &state, &key.certificate())?;
+    let found = view.read(|catalog| inventory.verify(&catalog, &state, &key.certificate()))?;
     if args.json {
         output::object(&json!({
             "message_type": "summary",

@@ -1,7 +1,7 @@
 //! `brackfs forget`, `brackfs hold` and `brackfs release`
 
 use std::ffi::OsString;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::os::unix::ffi::OsStrExt;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -356,17 +356,16 @@ impl Args {
 
 /// Prints the decisions about all snapshots.
 fn print_chosen(chosen: &Chosen, json: bool) -> Result<()> {
-    let mut out = output::stdout();
     for group in &chosen.plan.groups {
         if !json {
             let tags = group.tags.as_ref().map(|tags| format!("  [{}]", tags.join(", "))).unwrap_or_default();
-            writeln!(out, "{}", show::printable(&format!("{}{tags}", group.source)))?;
+            output::result(show::printable(&format!("{}{tags}", group.source)))?;
         }
         for decision in &group.decisions {
             if json {
-                writeln!(out, "{}", show::json(&as_json(decision)))?;
+                output::object(&as_json(decision))?;
             } else {
-                writeln!(out, "{}", show::printable(as_line(decision).trim_end()))?;
+                output::result(show::printable(as_line(decision).trim_end()))?;
             }
         }
     }

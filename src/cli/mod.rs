@@ -184,9 +184,13 @@ pub fn main() -> ExitCode {
         Some(why) => Err(anyhow::anyhow!(why)),
         None => log::start(global.log.as_deref()).and_then(|()| log::around(command.name(), || run(&command, &global))),
     };
+    let result = match result {
+        // What the command would have printed is no longer wanted, but problems found before that count.
+        Err(error) if exit::is_broken_pipe(&error) => exit::of_problems(terminal::reported_problems()),
+        other => other,
+    };
     match result {
         Ok(code) => code,
-        Err(error) if exit::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             let text = exit::text(&error);
             let needed = command.reader().and_then(|reader| reader.needed_key(&error, &global));

@@ -1,7 +1,7 @@
 //! Passphrases: from the environment, or asked for at the terminal.
 
 use std::ffi::OsString;
-use std::io::{self, Read};
+use std::io;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -11,12 +11,11 @@ use anyhow::Result;
 use super::exit::NoSecret;
 use super::{output, terminal};
 use crate::crypt::{self, Passphrase};
-use crate::sys::bounded::{SECRET, read_all, read_file};
+use crate::sys::bounded::{SECRET, read_file};
+use crate::sys::process_group::{LinePipe, OutputPipe, POLL};
 
 /// How often the terminal is asked for a passphrase.
 const TRIES: u32 = 3;
-/// Bytes of the messages of a command that are shown.
-const MESSAGES: u64 = 64 << 10;
 
 /// Unlocks a key with its passphrase. At the terminal, another one may be tried.
 pub(super) fn unlock<T>(prompt: &str, unlock: impl Fn(&Passphrase) -> Result<T>) -> Result<T> {
@@ -99,36 +98,34 @@ fn from_file(path: OsString, name: &str) -> Result<Vec<u8>> {
 
 fn from_command(command: OsString, name: &str) -> Result<Vec<u8>> {
     let failed = |error: io::Error| NoSecret(format!("{name}: cannot run sh: {error}"));
-    let errors = if output::is_json() { Stdio::piped() } else { Stdio::inherit() };
+    let (secret, end) = OutputPipe::new(SECRET as usize).map_err(failed)?;
     let mut shell = Command::new("sh");
-    shell.arg("-c").arg(command).stdin(Stdio::inherit()).stdout(Stdio::piped()).stderr(errors);
+    shell.arg("-c").arg(command).stdin(Stdio::inherit()).stdout(end);
+    let mut said = None;
+    if output::is_json() {
+        let (lines, end) = LinePipe::new().map_err(failed)?;
+        shell.stderr(end);
+        said = Some(lines);
+    }
+    // Not in a process group: it may ask at the terminal.
     let mut child = shell.spawn().map_err(failed)?;
-    let (printed, errors) = (child.stdout.take(), child.stderr.take());
-    let secret = thread::scope(|threads| {
-        let said = threads.spawn(|| errors.map(first_lines).unwrap_or_default());
-        // Once the pipe is closed, the programs that the shell has started end as well.
-        let secret = printed.map(|printed| read_all(printed, SECRET)).unwrap_or_else(|| Ok(Vec::new()));
-        if secret.is_err() {
-            // It may have ended by now.
+    let say = |line: &str| output::message(output::program_line(name, line));
+    let status = loop {
+        if let Some(status) = child.try_wait().map_err(failed)? {
+            break status;
+        }
+        said.iter_mut().for_each(|lines| lines.take(&say));
+        if secret.is_full() {
+            // It may have ended by now. Programs that it has started end when they find the pipe closed.
             let _ = child.kill();
         }
-        let said = said.join().unwrap_or_default();
-        said.lines().for_each(|line| output::message(output::program_line(name, line)));
-        secret
-    });
-    let status = child.wait().map_err(failed)?;
+        thread::sleep(POLL);
+    };
+    said.into_iter().for_each(|lines| lines.end(&say));
+    let secret = secret.end();
     let secret = secret.map_err(|e| NoSecret(format!("{name}: cannot use the output of the command: {e}")))?;
     if !status.success() {
         return Err(NoSecret(format!("{name} failed ({status})")).into());
     }
     Ok(secret)
-}
-
-/// The beginning of a program's messages. The rest is read too, since the program would wait otherwise.
-fn first_lines(mut messages: impl Read) -> String {
-    let mut first = Vec::new();
-    // After an error, there are no more of them.
-    let _ = messages.by_ref().take(MESSAGES).read_to_end(&mut first);
-    let _ = io::copy(&mut messages, &mut io::sink());
-    String::from_utf8_lossy(&first).into_owned()
 }

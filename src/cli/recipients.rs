@@ -91,9 +91,10 @@ pub(super) fn run(command: &RecipientsCommand, global: &Global) -> Result<ExitCo
 fn list(args: &ListArgs, global: &Global) -> Result<ExitCode> {
     let repository = args.repository.open(global)?;
     let state = RepositoryState::new(&global.state()?, repository.id());
-    let catalog = Catalog::view(&state.catalog_path(), repository.id())?;
+    let view = Catalog::view(&state.catalog_path(), repository.id())?;
+    let recipients = view.read(|catalog| anyhow::Ok(catalog.trust().recipients.clone()))?;
     let mut unfit = 0;
-    for recipient in &catalog.trust().recipients {
+    for recipient in &recipients {
         let (fingerprint, problem) = (recipient.fingerprint().to_string(), recipient.check_recipient().err());
         unfit += u64::from(problem.is_some());
         let problem = problem.map(|problem| problem.to_string());
@@ -113,7 +114,7 @@ fn list(args: &ListArgs, global: &Global) -> Result<ExitCode> {
             }
         }
     }
-    if catalog.trust().recipients.is_empty() && !args.json && !global.quiet {
+    if recipients.is_empty() && !args.json && !global.quiet {
         output::message("the repository is not encrypted, so it has no recipients");
     }
     exit::of_problems(unfit)

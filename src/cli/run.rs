@@ -15,7 +15,7 @@ use super::output;
 use super::record;
 use super::repository_arg::{ResolvedRepository, Use};
 use super::show;
-use super::signals::stop_on_signals;
+use super::signals::{interrupt, stop_on_signals};
 use super::{systemd, unit};
 use crate::config::{SourceConfig, TargetConfig};
 use crate::failure::FailureKind;
@@ -179,7 +179,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let is_unreachable = Cell::new(false);
     let tell = |end: &str, body: Option<&str>| {
         if let Some(url) = config.report.ping.as_ref().map(|ping| &ping.url).filter(|_| !args.dry_run)
-            && let Err(why) = ping(url, end, body)
+            && let Err(why) = ping(url, end, body, interrupt())
             // Once is enough.
             && !is_unreachable.replace(true)
         {

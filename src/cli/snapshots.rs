@@ -80,7 +80,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let state = RepositoryState::new(&global.state()?, repository.id());
     let mut problems = 0;
     let mut lines: Vec<ListedSnapshot> = if args.reader.key.is_none() && state.catalog_path().exists() {
-        let rows = Catalog::view(&state.catalog_path(), repository.id())?.snapshots()?;
+        let rows = Catalog::view(&state.catalog_path(), repository.id())?.read(|catalog| catalog.snapshots())?;
         let listed = if args.forgotten { Presence::Forgotten } else { Presence::There };
         rows.into_iter().filter(|row| row.presence == listed).map(ListedSnapshot::from).collect()
     } else if args.forgotten {

@@ -47,10 +47,13 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let repository = args.repository.open(global)?;
     let state = RepositoryState::new(&global.state()?, repository.id());
-    let catalog = Catalog::view(&state.catalog_path(), repository.id())?;
-    let mut rows = catalog.snapshots()?;
-    rows.retain(|row| row.presence == Presence::There);
-    let (sizes, stored) = (catalog.used_sizes(&rows)?, catalog.stored_bytes()?);
+    let view = Catalog::view(&state.catalog_path(), repository.id())?;
+    let (mut rows, sizes, stored) = view.read(|catalog| {
+        let mut rows = catalog.snapshots()?;
+        rows.retain(|row| row.presence == Presence::There);
+        let (sizes, stored) = (catalog.used_sizes(&rows)?, catalog.stored_bytes()?);
+        anyhow::Ok((rows, sizes, stored))
+    })?;
     let wanted = |source: &str| args.source.as_ref().is_none_or(|wanted| wanted == source);
     let total = rows.iter().map(|row| row.bytes).fold(0, u64::saturating_add);
     rows.retain(|row| wanted(&row.source));

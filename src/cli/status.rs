@@ -23,8 +23,8 @@ use crate::overview::{BackupState, Backups, Known, Overview, TargetOverview, Tri
 /// Show whether all backups are fresh
 ///
 /// Needs no key and opens no target, so targets may be offline. The configuration says which backups there should be; the
-/// record of runs and the catalogs on this machine say which were made. Run it as the user who runs the backups. Nothing is
-/// written, so the state directory may be read-only.
+/// record of runs and the catalogs on this machine say which were made. Run it as the user who runs the backups. The state
+/// directory may be read-only, since nothing is written there, except that changes of a run that was killed are recovered.
 ///
 /// For each source on each target: its state, the age of the last completed backup, the number of snapshots, the size of
 /// the source, and the bytes that the backups of these snapshots added to the repository. Below them, a mark for each of

@@ -83,6 +83,14 @@ pub(super) fn is_interactive() -> bool {
     std::io::stderr().is_terminal()
 }
 
+/// The number of problems reported to all monitors of this kind.
+static REPORTED: AtomicU64 = AtomicU64::new(0);
+
+/// The number of problems that the process has reported so far.
+pub(super) fn reported_problems() -> u64 {
+    REPORTED.load(Ordering::Relaxed)
+}
+
 /// A monitor that writes to standard error. With `json`, everything except problems goes to standard output.
 pub(super) struct Terminal {
     quiet: bool,
@@ -222,6 +230,7 @@ impl View {
 impl Terminal {
     /// Shows a problem, unless this many of its kind were shown.
     fn show_problem(&self, counter: &AtomicU64, path: &Path, message: &str) {
+        REPORTED.fetch_add(1, Ordering::Relaxed);
         let earlier = if self.is_started.load(Ordering::Relaxed) { counter.fetch_add(1, Ordering::Relaxed) } else { 0 };
         if earlier >= SHOWN_PROBLEMS && !self.view.whole {
             return;
@@ -259,6 +268,7 @@ impl Monitor for Terminal {
         if self.view.whole || !self.is_started.load(Ordering::Relaxed) {
             self.problem(path, message);
         } else {
+            REPORTED.fetch_add(1, Ordering::Relaxed);
             self.hidden.fetch_add(1, Ordering::Relaxed);
         }
     }

@@ -56,6 +56,9 @@ impl<'l> SnapshotScan<'l> {
         match self.archive.open(name) {
             Ok(snapshot) => {
                 self.opened = true;
+                for (path, error) in std::mem::take(&mut self.closed) {
+                    self.report(&path, &error);
+                }
                 Ok(Some(snapshot))
             }
             Err(error) => self.problem(name.object().as_ref(), error).map(|()| None),
@@ -63,15 +66,11 @@ impl<'l> SnapshotScan<'l> {
     }
 
     /// Returns the number of problems, or the first key error if the key opened nothing.
-    fn finish(mut self) -> Result<u64, Error> {
-        let mut closed = std::mem::take(&mut self.closed);
-        if !self.opened && !closed.is_empty() {
-            return Err(closed.swap_remove(0).1.into());
+    fn finish(self) -> Result<u64, Error> {
+        match self.closed.into_iter().next() {
+            Some((_, error)) => Err(error.into()),
+            None => Ok(self.problems),
         }
-        for (path, error) in closed {
-            self.report(&path, &error);
-        }
-        Ok(self.problems)
     }
 
     fn report(&mut self, path: &Path, error: &archive::Error) {

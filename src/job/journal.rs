@@ -32,7 +32,7 @@ const RUNS_ON: i64 = -1;
 const KILLED_RUN: u8 = 137;
 /// The message of a step whose process ended without a result.
 const KILLED: &str = "interrupted: it was killed, or the machine stopped";
-/// The schema version, in SQLite's `user_version`.
+/// The schema version, in SQLite's `user_version`. There are no migrations: other versions are refused.
 const SCHEMA: i64 = 2;
 /// How long another process may hold the journal.
 const BUSY: Duration = Duration::from_secs(10);
@@ -63,9 +63,23 @@ pub enum JournalError {
         /// The damage.
         why: String,
     },
-    /// A newer version of this program made it.
-    #[error("the record of runs {} was made by a newer version of brackfs; install that version again", path.display())]
-    Newer {
+    /// Another version of this program made it.
+    #[error(
+        "the record of runs {} has schema {found}, which this version of brackfs does not read; install the version that made \
+         it, or move the file away", path.display()
+    )]
+    Schema {
+        /// The file.
+        path: PathBuf,
+        /// Its schema version.
+        found: i64,
+    },
+    /// A process was killed while it changed the database, which cannot be undone without writing.
+    #[error(
+        "cannot read the record of runs {}: a run was interrupted, and undoing its last change needs write access to its \
+         directory; run the command once with write access", path.display()
+    )]
+    Unfinished {
         /// The file.
         path: PathBuf,
     },
@@ -76,6 +90,10 @@ impl JournalError {
         use rusqlite::Error::{FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType, SqlInputError};
         use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
         let (path, why) = (path.to_owned(), error.to_string());
+        let code = error.sqlite_error().map(|error| error.extended_code);
+        if code == Some(rusqlite::ffi::SQLITE_READONLY_ROLLBACK) {
+            return JournalError::Unfinished { path };
+        }
         match (error.sqlite_error_code(), error) {
             (Some(DatabaseCorrupt | NotADatabase), _) => JournalError::Damaged { path, why },
             // The statements are correct, so a table or a column is missing.
@@ -163,7 +181,7 @@ impl Journal {
             let db = Connection::open(&path)?;
             db.busy_timeout(BUSY)?;
             let schema: i64 = db.pragma_query_value(None, "user_version", |row| row.get(0))?;
-            if schema >= SCHEMA {
+            if schema != 0 {
                 return Ok((db, schema));
             }
             db.execute_batch(&format!(
@@ -203,7 +221,7 @@ impl Journal {
                 journal.end_killed().map_err(|e| journal.failed(e))?;
                 Ok(journal)
             }
-            _ => Err(JournalError::Newer { path }),
+            (_, found) => Err(JournalError::Schema { path, found }),
         }
     }
 
@@ -262,7 +280,8 @@ impl Journal {
         JournalError::of(&self.path, &error)
     }
 
-    /// Opens the journal to read it; `None` if nothing was recorded yet. Nothing on the disk is changed.
+    /// Opens the journal to read it; `None` if nothing was recorded yet. Nothing on the disk is changed, except that the
+    /// unfinished change of a process that was killed is undone.
     pub fn view(state: &Path) -> Result<Option<Self>, JournalError> {
         let path = state.join(FILE);
         match path.try_exists() {
@@ -288,8 +307,7 @@ impl Journal {
                 journal.show_killed().map_err(|e| journal.failed(e))?;
                 Ok(Some(journal))
             }
-            (_, older) if older < SCHEMA => Journal::open(state).map(Some),
-            _ => Err(JournalError::Newer { path }),
+            (_, found) => Err(JournalError::Schema { path, found }),
         }
     }
 
@@ -683,15 +701,19 @@ mod tests {
     }
 
     #[test]
-    fn a_journal_of_a_newer_version_is_left_as_it_is() {
+    fn a_journal_of_another_version_is_left_as_it_is() {
         let folder = tempfile::tempdir().unwrap();
         let version =
             |journal: &Journal| journal.db.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0));
         let journal = Journal::open(folder.path()).unwrap();
         assert_eq!(version(&journal), Ok(SCHEMA));
-        journal.db.pragma_update(None, "user_version", SCHEMA + 1).unwrap();
-        assert!(matches!(Journal::open(folder.path()), Err(JournalError::Newer { .. })));
-        assert_eq!(version(&journal), Ok(SCHEMA + 1));
+        for other in [SCHEMA - 1, SCHEMA + 1] {
+            journal.db.pragma_update(None, "user_version", other).unwrap();
+            for opened in [Journal::open(folder.path()).map(Some), Journal::view(folder.path())] {
+                assert!(matches!(opened, Err(JournalError::Schema { found, .. }) if found == other));
+            }
+            assert_eq!(version(&journal), Ok(other));
+        }
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::backup::{Placed, SNAPSHOT_FOLDER};
 use crate::config::{FileSystemSnapshot, SnapshotKind};
 use crate::failure::FailureKind;
 use crate::sys::mountinfo;
-use crate::sys::process_group::{OutputFile, ProcessGroup};
+use crate::sys::process_group::{OutputPipe, ProcessGroup};
 
 /// The directory of the records in the state directory.
 const RECORDS: &str = "snapshots";
@@ -34,7 +34,7 @@ const SUBVOLUME: u64 = 256;
 /// Flags of a mount that the mount of its snapshot must have as well.
 const RESTRICTIONS: [&str; 3] = ["nosuid", "nodev", "noexec"];
 /// Maximum length of the output of a program in bytes. Lists of volumes are far shorter.
-const LONGEST: u64 = 64 << 20;
+const LONGEST: usize = 64 << 20;
 /// Maximum length of a record in bytes.
 const RECORD_SIZE: u64 = 64 << 10;
 
@@ -234,13 +234,20 @@ impl Drop for Snapshots<'_> {
 /// Creates a record and locks it.
 fn create_locked(record: &Path) -> io::Result<File> {
     loop {
-        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(record)?;
-        retry_on_intr(|| flock(&file, FlockOperation::LockExclusive))?;
-        if is_named(&file) {
+        if let Some(file) = lock(create(record)?)? {
             return Ok(file);
         }
-        // Before it was locked, another run took it for that of a killed run.
     }
+}
+
+fn create(record: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(record)
+}
+
+/// Locks a record that was just created. `None` if another run took it for that of a killed run before, and removed it.
+fn lock(file: File) -> io::Result<Option<File>> {
+    retry_on_intr(|| flock(&file, FlockOperation::LockExclusive))?;
+    Ok(is_named(&file).then_some(file))
 }
 
 /// Whether a file was not removed since it was opened. A record is only removed by the process that has locked it.
@@ -500,14 +507,12 @@ fn command(program: &str, arguments: &[&OsStr], gives_up: &dyn Fn() -> bool) -> 
     let mut command = Command::new(program);
     command.args(arguments).env("LC_ALL", "C").stdin(Stdio::null());
     let mut run = || -> io::Result<_> {
-        let (output, errors) = (OutputFile::new()?, OutputFile::new()?);
-        command.stdout(output.end()?).stderr(errors.end()?);
-        let is_too_long = || output.is_longer_than(LONGEST) || errors.is_longer_than(LONGEST);
-        let status = ProcessGroup::start(&mut command)?.wait(|| gives_up() || is_too_long())?;
-        if is_too_long() {
-            return Err(io::Error::other(format!("it printed more than {} MiB", LONGEST >> 20)));
-        }
-        let text = |file: OutputFile| Ok::<_, io::Error>(String::from_utf8_lossy(&file.read(usize::MAX)?).into_owned());
+        let ((output, output_end), (errors, errors_end)) = (OutputPipe::new(LONGEST)?, OutputPipe::new(LONGEST)?);
+        command.stdout(output_end).stderr(errors_end);
+        // Both are emptied each time.
+        let is_full = || [&output, &errors].map(OutputPipe::is_full).contains(&true);
+        let status = ProcessGroup::start(&mut command)?.wait(|| is_full() || gives_up())?;
+        let text = |pipe: OutputPipe| Ok::<_, io::Error>(String::from_utf8_lossy(&pipe.end()?).into_owned());
         Ok((status, text(output)?, text(errors)?))
     };
     let (status, output, errors) = run().map_err(|error| match error.kind() {
@@ -546,26 +551,20 @@ mod tests {
     #[test]
     fn a_record_is_not_taken_for_a_leftover_before_it_is_locked() {
         let folder = tempfile::tempdir().unwrap();
-        let (state, stop) = (folder.path(), AtomicBool::new(false));
-        let note: &(dyn Fn(&str) + Sync) = &|message| panic!("{message}");
-        let make = |run: usize| {
-            for number in 0..500 {
-                let mut own = Snapshots { state, stop: &stop, note: &note, held: Vec::new(), read_from: Vec::new() };
-                // There is no such snapshot, so only records are removed.
-                let what = Made::Btrfs(state.join(format!("{run}-{number}")));
-                own.hold(&format!("{run}-{number}"), what.clone()).map_err(|failed| failed.message).unwrap();
-                let record = fs::read(&own.held[0].record).unwrap();
-                assert_eq!(Made::of_record(&record), Some(what));
-            }
-        };
-        std::thread::scope(|threads| {
-            let makers = [0, 1].map(|run| threads.spawn(move || make(run)));
-            let is_done = || makers.iter().all(std::thread::ScopedJoinHandle::is_finished);
-            while !is_done() {
-                remove_leftovers(state, &note);
-            }
-        });
-        assert_eq!(fs::read_dir(state.join(RECORDS)).unwrap().count(), 0);
+        let records = folder.path().join(RECORDS);
+        fs::create_dir(&records).unwrap();
+        let note = |message: &str| panic!("{message}");
+        let names = || fs::read_dir(&records).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
+        let record = records.join(format!("early{RECORD}"));
+        let early = create(&record).unwrap();
+        remove_leftovers(folder.path(), &note);
+        assert!(lock(early).unwrap().is_none());
+        let locked = create_locked(&record).unwrap();
+        remove_leftovers(folder.path(), &note);
+        assert_eq!(names(), [record.file_name().unwrap()]);
+        drop(locked);
+        remove_leftovers(folder.path(), &note);
+        assert!(names().is_empty());
     }
 
     #[test]

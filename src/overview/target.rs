@@ -109,7 +109,10 @@ impl Known {
     }
 
     fn read(state: &RepositoryState, id: RepositoryId) -> Result<Self, Error> {
-        let catalog = Catalog::view(&state.catalog_path(), id)?;
+        Catalog::view(&state.catalog_path(), id)?.read(|catalog| Known::of(&catalog))
+    }
+
+    fn of(catalog: &Catalog) -> Result<Self, Error> {
         let mut sources = BTreeMap::<_, KeptSnapshots>::new();
         for row in catalog.snapshots()?.into_iter().filter(|row| row.presence == Presence::There) {
             let kept = sources.entry(row.source).or_default();

@@ -168,15 +168,27 @@ pub fn predict(
     monitor: &dyn Monitor,
     stop: &AtomicBool,
 ) -> Result<Summary, Error> {
-    let catalog = session::look(repository, state, monitor, stop)?;
+    session::look(repository, state, monitor, stop, |catalog| {
+        predict_from(&catalog, repository, state, options, monitor, stop)
+    })
+}
+
+fn predict_from(
+    catalog: &Catalog,
+    repository: &Repository,
+    state: &RepositoryState,
+    options: &Options,
+    monitor: &dyn Monitor,
+    stop: &AtomicBool,
+) -> Result<Summary, Error> {
     let access = host_access(&host_key(state)?)?;
     let inventory = Inventory { repository, access: &access, monitor, stop };
-    let generations = inventory.generations(&catalog)?;
+    let generations = inventory.generations(catalog)?;
     let Some(last) = generations.last.first() else { return Err(Error::NothingYet) };
-    if let Some(doubt) = inventory.doubt_of_listings(&catalog, last)? {
+    if let Some(doubt) = inventory.doubt_of_listings(catalog, last)? {
         return Err(Error::Doubt(doubt));
     }
-    let marked = mark(&catalog)?;
+    let marked = mark(catalog)?;
     let mut summary = Summary::new(&marked);
     let chosen = choose(&marked, options.max_waste, options.max_copy);
     let dead: Vec<_> = marked.packs.iter().filter(|pack| pack.live == 0).collect();
@@ -185,7 +197,7 @@ pub fn predict(
     summary.condemned_packs = (dead.len() + chosen.len()) as u64;
     let condemned: u64 = dead.iter().map(|pack| pack.length).chain(chosen.iter().map(|pack| pack.length)).sum();
     let grace = seconds(options.grace);
-    let due = find_due(&catalog, &marked, u64::MAX, options.clock(last.number).now, grace)?;
+    let due = find_due(catalog, &marked, u64::MAX, options.clock(last.number).now, grace)?;
     for pack in catalog.doomed_packs()?.iter().filter(|pack| !due.revived.contains(&pack.row)) {
         if grace == 0 || due.packs.contains(pack) {
             summary.removed_packs += 1;

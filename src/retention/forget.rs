@@ -10,7 +10,7 @@ use super::error::ForgetError;
 use super::plan::{Group, Grouping, LargeRemoval, Plan, select};
 use super::policy::{Calendar, Decision, Policy, Snapshot, State};
 use crate::archive::Selector;
-use crate::catalog::{Catalog, Folder, Presence, SnapshotRow};
+use crate::catalog::{Catalog, Folder, Presence, SnapshotRow, View};
 use crate::format::usage::Hold;
 use crate::inventory::host_key;
 use crate::monitor::Monitor;
@@ -86,7 +86,7 @@ impl Chosen {
 impl Scene<'_> {
     /// Chooses snapshots as [`Scene::forget`] does, without a lock. Changes nothing.
     pub fn preview(&self, choice: &Choice) -> Result<Chosen, ForgetError> {
-        Chosen::new(choice, &self.view()?)
+        self.view()?.read(|catalog| Chosen::new(choice, &catalog))
     }
 
     /// Forgets snapshots, after `show` has seen them.
@@ -122,7 +122,7 @@ impl Scene<'_> {
 
     /// The snapshots that [`Scene::undo`] would show again.
     pub fn preview_undo(&self) -> Result<Vec<SnapshotRow>, ForgetError> {
-        self.hidden(&self.view()?)
+        self.view()?.read(|catalog| self.hidden(&catalog))
     }
 
     /// Shows all forgotten snapshots again whose objects were not removed. Returns them.
@@ -160,7 +160,7 @@ impl Scene<'_> {
         })
     }
 
-    fn view(&self) -> Result<Catalog, ForgetError> {
+    fn view(&self) -> Result<View, ForgetError> {
         Ok(Catalog::view(&self.state.catalog_path(), self.repository.id())?)
     }
 

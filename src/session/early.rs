@@ -21,7 +21,7 @@ impl EarlyRuns {
     /// The runs of the repository that the last backup to this place was made to. `None` if that is not known.
     pub fn at(state: &Path, place: &str) -> Option<Self> {
         let (id, known) = RepositoryState::looked_at(state, place, Duration::MAX)?;
-        EarlyRuns::of(&Catalog::view(&known.catalog_path(), id).ok()?).ok()
+        Catalog::view(&known.catalog_path(), id).ok()?.read(|catalog| EarlyRuns::of(&catalog)).ok()
     }
 
     pub(super) fn of(catalog: &Catalog) -> Result<Self, catalog::Error> {

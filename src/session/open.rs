@@ -12,7 +12,7 @@ use super::announce::{Rivals, announce};
 use super::early::EarlyRuns;
 use super::error::Error;
 use super::orphans::clean_up_unfinished;
-use crate::catalog::{Catalog, Claims, Presence, Trust};
+use crate::catalog::{self, Catalog, Claims, Presence, Trust};
 use crate::crypt::{Certificate, SecretKey, Signer};
 use crate::format::generation::Generation;
 use crate::format::id::RunId;
@@ -456,35 +456,54 @@ fn random() -> Result<f64, inventory::Error> {
 }
 
 /// Opens the catalog for a dry run, after the same comparisons. Takes no lock and changes nothing; reports the differences
-/// that a backup would correct first.
-pub fn look(
+/// that a backup would correct first. Then `read` reads it.
+pub fn look<T, E: From<Error> + From<catalog::Error>>(
     repository: &Repository,
     state: &RepositoryState,
     monitor: &dyn Monitor,
     stop: &AtomicBool,
-) -> Result<Catalog, Error> {
-    let key = host_key(state)?;
-    let view = || Catalog::view(&state.catalog_path(), repository.id());
-    let catalog = match view() {
-        Err(source) if source.is_lost() => return Err(Error::NothingToCompare { source }),
-        other => other?,
+    read: impl FnOnce(Catalog) -> Result<T, E>,
+) -> Result<T, E> {
+    let key = host_key(state).map_err(Error::from)?;
+    let view = match Catalog::view(&state.catalog_path(), repository.id()) {
+        Err(source) if source.is_lost() => return Err(Error::NothingToCompare { source }.into()),
+        view => view?,
     };
+    view.read(|catalog| {
+        report_differences(&catalog, &key, repository, state, monitor, stop)?;
+        read(catalog)
+    })
+}
+
+/// Reports the differences between the catalog and the repository.
+fn report_differences(
+    catalog: &Catalog,
+    key: &SecretKey,
+    repository: &Repository,
+    state: &RepositoryState,
+    monitor: &dyn Monitor,
+    stop: &AtomicBool,
+) -> Result<(), Error> {
     let host = key.certificate();
     compare(repository, catalog.trust(), &host)?;
     warn_of_expiry(&catalog.trust().recipients, monitor);
-    let access = host_access(&key)?;
+    let access = host_access(key)?;
     let inventory = Inventory { repository, access: &access, monitor, stop };
-    for lost in inventory.lost(&catalog, state, &host)? {
+    for lost in inventory.lost(catalog, state, &host)? {
         monitor.note(&format!("{}: {}", lost.object, lost.message()));
     }
-    if inventory.divergence(&catalog)?.message().is_some()
+    let again = || {
+        let view = Catalog::view(&state.catalog_path(), repository.id())?;
+        view.read(|catalog| inventory.divergence(&catalog))
+    };
+    if inventory.divergence(catalog)?.message().is_some()
         // Checked again: a backup of this machine may have started meanwhile.
-        && let Some(message) = inventory.divergence(&view()?)?.message()
+        && let Some(message) = again()?.message()
     {
         monitor
             .note(&format!("{message}. A backup compares packs with the catalog first, and stores lost content again"));
     }
-    Ok(catalog)
+    Ok(())
 }
 
 /// Reports a clock that is behind the last snapshot: it is wrong now, or was wrong then.

@@ -10,7 +10,7 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use openssl::sha::sha256;
-use ureq::config::ConfigBuilder;
+use ureq::config::{Config, ConfigBuilder};
 use ureq::http::{HeaderMap, Request};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, TlsProvider, parse_pem};
 use ureq::typestate::AgentScope;
@@ -18,6 +18,7 @@ use ureq::unversioned::resolver::DefaultResolver;
 use ureq::{Agent, Body, BodyReader, Proxy, SendBody};
 
 use super::error::ErrorKind;
+use super::interrupt::Interrupt;
 use super::parts::Parts;
 use super::remote::{FEW, Remote};
 use super::socket::{ServerResolver, SocketConnector, server_connector};
@@ -73,6 +74,11 @@ pub(super) struct Answer<'c> {
 #[derive(Debug)]
 struct Turn<'c>(&'c Client);
 
+/// Makes requests to servers that are not targets. An interrupt ends all waits for them.
+pub fn agent(config: Config, interrupt: &Interrupt) -> Agent {
+    Agent::with_parts(config, server_connector(interrupt), ServerResolver { interrupt: interrupt.clone() })
+}
+
 impl Client {
     /// Connects to nothing yet. The error is about the file with certificates.
     pub(super) fn new(remote: &Remote, connections: NonZeroUsize) -> Result<Self, Lost> {
@@ -98,9 +104,7 @@ impl Client {
         };
         let tls = TlsConfig::builder().provider(TlsProvider::NativeTls).root_certs(roots).build();
         let config = settings(remote, connections).tls_config(tls).build();
-        let resolver = ServerResolver { interrupt: remote.interrupt.clone() };
-        let agent = Agent::with_parts(config, server_connector(&remote.interrupt), resolver);
-        Ok(Client::with_agent(agent, remote, connections))
+        Ok(Client::with_agent(agent(config, &remote.interrupt), remote, connections))
     }
 
     /// Connects to a program on this machine through a socket.

@@ -70,6 +70,7 @@ pub use directory::DirectoryStorage;
 pub use disk_cache::DiskCache;
 pub use error::{Error, ErrorKind};
 pub use ftp::{Address as FtpAddress, FtpStorage, Security as FtpSecurity};
+pub use http::agent;
 pub use interrupt::Interrupt;
 pub use limit::{Limit, Rates};
 pub use location::{Location, LocationError, LocationKind};

@@ -10,7 +10,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 use tempfile::Builder;
 
-use super::{owner, sync_folder};
+use super::{folder_of, owner, sync_folder};
 
 /// The effect of a write if the file exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,7 +41,7 @@ fn write(
     if_exists: IfExists,
     prepare: impl FnOnce(&File, &Path),
 ) -> io::Result<()> {
-    let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
+    let folder = folder_of(path);
     // A random name: in two containers, processes with one id may write to the same directory.
     let mut file = Builder::new().prefix(".brackfs-").permissions(Permissions::from_mode(mode)).tempfile_in(folder)?;
     prepare(file.as_file(), folder);

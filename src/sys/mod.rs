@@ -30,6 +30,7 @@ pub(crate) mod signals;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -70,6 +71,11 @@ pub(crate) fn start_writeback(file: BorrowedFd<'_>) {
     #[expect(unsafe_code, reason = "there is no safe way to say it")]
     // SAFETY: the descriptor is open as long as it is borrowed, and the call touches none of our memory.
     let _done = unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, flags) };
+}
+
+/// The folder that a file is in. That of a bare name is the current one.
+pub(crate) fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Makes the command run in a session and a process group of its own, without a terminal: a program that asks for a password

@@ -13,6 +13,8 @@ use std::path::Path;
 use rustix::fs::{fchown, fstat};
 use rustix::process::{Gid, Uid, geteuid};
 
+use super::folder_of;
+
 /// Gives a file or folder that was just made to the owner of the folder that it is in, if this process is root.
 pub(crate) fn follow(made: impl AsFd, folder: impl AsFd) {
     if !geteuid().is_root() {
@@ -29,7 +31,7 @@ pub(crate) fn follow(made: impl AsFd, folder: impl AsFd) {
 pub(crate) fn follow_parent(folder: &Path) {
     let flags = libc::O_DIRECTORY | libc::O_NOFOLLOW;
     let made = OpenOptions::new().read(true).custom_flags(flags).open(folder);
-    if let (Ok(made), Some(Ok(parent))) = (made, folder.parent().map(File::open)) {
+    if let (Ok(made), Ok(parent)) = (made, File::open(folder_of(folder))) {
         follow(made, parent);
     }
 }
@@ -67,8 +69,7 @@ pub(crate) fn create_private(path: &Path) -> io::Result<File> {
 
 fn create(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     let file = options.mode(0o600).open(path)?;
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(folder).iter().for_each(|folder| follow(&file, folder));
+    File::open(folder_of(path)).iter().for_each(|folder| follow(&file, folder));
     Ok(file)
 }
 

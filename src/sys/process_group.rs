@@ -1,20 +1,18 @@
 //! Programs that run in a process group of their own, so that everything they start can be ended with them.
 
-use std::fs::File;
+use std::cell::RefCell;
 use std::io::{self, PipeReader, PipeWriter, Read};
-use std::os::unix::fs::FileExt;
-use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
 use super::{end_with_parent, without_terminal};
 
 /// How often it is looked at whether a program has ended.
-const POLL: Duration = Duration::from_millis(5);
+pub(crate) const POLL: Duration = Duration::from_millis(5);
 /// Longer lines are divided, in bytes.
 const LINE: usize = 64 << 10;
 /// Bytes that are taken at once: as many as a pipe holds. A program that writes without end must not keep its reader.
@@ -63,38 +61,49 @@ impl ProcessGroup {
     }
 }
 
-/// A file in memory for the output of a program. A pipe could fill up, and a process in the background could keep it open.
+/// A pipe for the output of a program, up to a maximum length. It is taken without waiting: a process in the background may
+/// keep the pipe open.
 #[derive(Debug)]
-pub(crate) struct OutputFile(File);
+pub(crate) struct OutputPipe {
+    pipe: PipeReader,
+    most: usize,
+    output: RefCell<Vec<u8>>,
+}
 
-impl OutputFile {
-    pub(crate) fn new() -> io::Result<Self> {
-        let create = |flags| memfd_create("output", MemfdFlags::CLOEXEC | flags);
-        // Some machines allow only files that cannot be executed, and Linux before 6.3 does not know the flag.
-        match create(MemfdFlags::NOEXEC_SEAL) {
-            Err(Errno::INVAL) => Ok(OutputFile(create(MemfdFlags::empty())?.into())),
-            other => Ok(OutputFile(other?.into())),
+impl OutputPipe {
+    /// Makes a pipe for at most this many bytes. Returns its end for the program as well.
+    pub(crate) fn new(most: usize) -> io::Result<(Self, PipeWriter)> {
+        let (pipe, end) = pipe()?;
+        Ok((OutputPipe { pipe, most, output: RefCell::default() }, end))
+    }
+
+    /// Takes the output that is in the pipe. Returns whether it was longer than the maximum so far: then the program waits for
+    /// ever and should be ended.
+    pub(crate) fn is_full(&self) -> bool {
+        let mut output = self.output.borrow_mut();
+        let room = self.most.saturating_add(1).saturating_sub(output.len());
+        // An error means that the pipe is empty. What was read before it is kept.
+        let _ = (&self.pipe).take(room as u64).read_to_end(&mut output);
+        output.len() > self.most
+    }
+
+    /// All output, after the program has ended. The error has the maximum.
+    pub(crate) fn end(self) -> io::Result<Vec<u8>> {
+        match self.is_full() {
+            true => Err(io::Error::new(
+                io::ErrorKind::FileTooLarge,
+                format!("it printed more than {} MiB", self.most >> 20),
+            )),
+            false => Ok(self.output.into_inner()),
         }
     }
+}
 
-    /// The end for the program.
-    pub(crate) fn end(&self) -> io::Result<Stdio> {
-        Ok(self.0.try_clone()?.into())
-    }
-
-    /// Whether the output so far is longer than this.
-    pub(crate) fn is_longer_than(&self, most: u64) -> bool {
-        self.0.metadata().is_ok_and(|found| found.len() > most)
-    }
-
-    /// The output so far, up to a maximum length.
-    pub(crate) fn read(&self, most: usize) -> io::Result<Vec<u8>> {
-        let length = usize::try_from(self.0.metadata()?.len()).unwrap_or(most);
-        let mut bytes = vec![0; length.min(most)];
-        // A process in the background may still write, at the position of the file.
-        self.0.read_exact_at(&mut bytes, 0)?;
-        Ok(bytes)
-    }
+/// A pipe that is read without waiting.
+fn pipe() -> io::Result<(PipeReader, PipeWriter)> {
+    let (pipe, end) = io::pipe()?;
+    rustix::io::ioctl_fionbio(&pipe, true)?;
+    Ok((pipe, end))
 }
 
 /// A pipe for the lines that a program writes, which are taken without waiting: a process in the background may keep it open.
@@ -108,8 +117,7 @@ pub(crate) struct LinePipe {
 impl LinePipe {
     /// Makes a pipe. Returns its end for the program as well.
     pub(crate) fn new() -> io::Result<(Self, PipeWriter)> {
-        let (pipe, end) = io::pipe()?;
-        rustix::io::ioctl_fionbio(&pipe, true)?;
+        let (pipe, end) = pipe()?;
         Ok((LinePipe { pipe, begun: Vec::new() }, end))
     }
 
@@ -209,6 +217,27 @@ mod tests {
             count.get() > 0
         });
         assert!(ended.unwrap().is_none());
+    }
+
+    #[test]
+    fn output_is_taken_up_to_a_maximum() {
+        let taken = |most: usize, script: &str| {
+            let (output, end) = OutputPipe::new(most).unwrap();
+            let mut command = Command::new("sh");
+            let group = ProcessGroup::start(command.args(["-c", script]).stdin(Stdio::null()).stdout(end)).unwrap();
+            let ended = group.wait(|| output.is_full()).unwrap();
+            let length = output.output.borrow().len();
+            (ended.is_some(), length, output.end().map(|bytes| bytes.len()).map_err(|error| error.to_string()))
+        };
+        // More than a pipe holds, and a process in the background.
+        let script = "sleep 1000 & head -c 1048575 /dev/zero; echo; kill $!";
+        assert_eq!(taken(1 << 20, script).2, Ok(1 << 20));
+        let too_much = Err("it printed more than 1 MiB".to_owned());
+        assert_eq!(taken(1 << 20, &format!("{script}; echo")).2, too_much);
+        // No more is read, even if the program ignores that it should end.
+        let begun = Instant::now();
+        assert_eq!(taken(1 << 20, "trap '' TERM; cat /dev/zero; cat /dev/zero"), (false, (1 << 20) + 1, too_much));
+        assert!(begun.elapsed() >= ENDING);
     }
 
     #[test]

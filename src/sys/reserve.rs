@@ -9,6 +9,7 @@ use rustix::fs::{FallocateFlags, fallocate, statvfs};
 use rustix::io::Errno;
 
 use super::durable::sync_path;
+use super::folder_of;
 use super::owner::open_private;
 
 /// The name of the file.
@@ -49,7 +50,7 @@ impl Reserve {
 
     /// The free space in bytes.
     fn free(&self) -> io::Result<u64> {
-        let space = statvfs(self.path.parent().unwrap_or(Path::new(".")))?;
+        let space = statvfs(folder_of(&self.path))?;
         Ok(space.f_bavail.saturating_mul(space.f_frsize))
     }
 
@@ -74,7 +75,7 @@ impl Reserve {
     pub(crate) fn give_up(&self) -> bool {
         let is_removed = fs::remove_file(&self.path).is_ok();
         // Some file systems free the space only then.
-        let _ = self.path.parent().map(sync_path);
+        let _ = sync_path(folder_of(&self.path));
         is_removed
     }
 }

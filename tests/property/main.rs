@@ -379,7 +379,7 @@ impl Play {
         let access = host_access(&key).unwrap();
         let (monitor, stop) = (Watch::new(NEVER), AtomicBool::new(false));
         let inventory = Inventory { repository: &repository, access: &access, monitor: &monitor, stop: &stop };
-        let catalog = Catalog::view(&state.catalog_path(), repository.id()).unwrap();
+        let catalog = Catalog::view(&state.catalog_path(), repository.id()).unwrap().read(anyhow::Ok).unwrap();
         let verified = inventory.verify(&catalog, &state, &key.certificate()).unwrap();
         monitor.assert_no_problems();
         assert_eq!((verified.problems, verified.snapshots), (0, self.taken.len() as u64));
