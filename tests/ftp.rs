@@ -171,7 +171,7 @@ fn a_backup_waits_for_a_server_that_is_restarted() {
     remote.a_backup_waits_for_the_server();
     remote.server.stop();
     let away = remote.brackfs(&["snapshots"]).code(1);
-    assert!(away.stderr.contains("cannot be reached"), "{away}");
+    assert!(away.stderr.contains("cannot connect to 127.0.0.1, port"), "{away}");
 }
 
 #[test]

@@ -6,7 +6,7 @@ mod common;
 
 use std::fs::{File, write};
 use std::io::Read;
-use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -199,10 +199,29 @@ fn run_to(site: &Site, url: &str, at: &str) -> Command {
     run
 }
 
+/// A run that waits for a server. It is killed if the test fails.
+struct Waiting(Option<Child>);
+
+impl Waiting {
+    fn start(mut command: Command) -> Self {
+        Waiting(Some(command.spawn().expect("a run")))
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
 /// Asserts that one signal ends a run soon that waits for a server.
 #[track_caller]
-fn assert_ends(child: Child, url: &str) {
+fn assert_ends(mut waiting: Waiting, url: &str) {
     let begun = Instant::now();
+    let child = waiting.0.take().expect("a run");
     send(&child, Signal::TERM);
     let (status, said) = end(child);
     assert_eq!(status.code(), Some(130), "{url}: {said}");
@@ -219,9 +238,14 @@ fn one_signal_ends_a_run_that_waits_for_a_server_that_says_nothing() {
         let site = Site::with_files(&[("file", "content")]);
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let at = listener.local_addr().expect("an address").to_string();
-        let child = run_to(&site, url, &at).spawn().expect("a run");
-        let _connection = listener.accept().expect("a connection");
-        assert_ends(child, url);
+        listener.set_nonblocking(true).expect("a listener that does not block");
+        let run = Waiting::start(run_to(&site, url, &at));
+        let mut connection = None;
+        until("it connects", || {
+            connection = listener.accept().ok();
+            connection.is_some()
+        });
+        assert_ends(run, url);
     }
 }
 
@@ -241,9 +265,9 @@ fn one_signal_ends_a_run_that_waits_for_a_connection() {
         };
         // Those of this test.
         until("no attempt is left", || !is_trying(at.port()));
-        let child = run_to(&site, url, &at.to_string()).spawn().expect("a run");
+        let run = Waiting::start(run_to(&site, url, &at.to_string()));
         until("it connects", || is_trying(at.port()));
-        assert_ends(child, url);
+        assert_ends(run, url);
     }
 }
 
@@ -251,9 +275,13 @@ fn one_signal_ends_a_run_that_waits_for_a_connection() {
 fn one_signal_ends_a_run_that_looks_up_a_name() {
     for url in ["ftp://me@AT/repo", "webdav://AT/repo", "s3"] {
         let site = Site::with_files(&[("file", "content")]);
-        let resolver = UdpSocket::bind("127.0.0.88:53").expect("an address for a name server");
+        // Name servers have port 53. Another suite may use some of the addresses.
+        let free = |last| UdpSocket::bind((Ipv4Addr::new(127, 0, 88, last), 53)).ok();
+        let resolver = (1..=250).find_map(free).expect("an address for a name server");
+        resolver.set_nonblocking(true).expect("a socket that does not block");
+        let address = resolver.local_addr().expect("an address").ip();
         let servers = site.path().join("resolv.conf");
-        write(&servers, "nameserver 127.0.0.88\noptions timeout:30\n").expect("a list of name servers");
+        write(&servers, format!("nameserver {address}\noptions timeout:30\n")).expect("a list of name servers");
         let run = run_to(&site, url, "server.test:12345");
         let mut command = common::in_mount_namespace("sh");
         command.args(["-c", r#"mount --bind "$0" /etc/resolv.conf && exec "$@""#]).arg(servers);
@@ -264,9 +292,10 @@ fn one_signal_ends_a_run_that_looks_up_a_name() {
                 None => command.env_remove(name),
             };
         }
-        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("a run");
-        resolver.recv(&mut [0; 512]).expect("a question");
-        assert_ends(child, url);
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
+        let run = Waiting::start(command);
+        until("it asks", || resolver.recv(&mut [0; 512]).is_ok());
+        assert_ends(run, url);
     }
 }
 

@@ -17,9 +17,11 @@ use ureq::typestate::AgentScope;
 use ureq::unversioned::resolver::DefaultResolver;
 use ureq::{Agent, Body, BodyReader, Proxy, SendBody};
 
+use super::connect::Unreachable;
 use super::error::ErrorKind;
 use super::interrupt::Interrupt;
 use super::parts::Parts;
+use super::proxy;
 use super::remote::{FEW, Remote};
 use super::socket::{ServerResolver, SocketConnector, server_connector};
 use crate::sys::bounded::{KEYS, read_file};
@@ -80,15 +82,14 @@ pub fn agent(config: Config, interrupt: &Interrupt) -> Agent {
 }
 
 impl Client {
-    /// Connects to nothing yet. The error is about the file with certificates.
+    /// Connects to nothing yet. The error is about the file with certificates or the proxy.
     pub(super) fn new(remote: &Remote, connections: NonZeroUsize) -> Result<Self, Lost> {
+        proxy::check_variables(|name| std::env::var(name).ok()).map_err(refused)?;
         let roots = match &remote.ca {
             None => RootCerts::PlatformVerifier,
             Some(file) => {
-                let failed = |why: String| Lost {
-                    kind: ErrorKind::Refused,
-                    why: format!("cannot read the certificates in {}: {why}", file.display()),
-                };
+                let failed =
+                    |why: String| refused(format!("cannot read the certificates in {}: {why}", file.display()));
                 let text = read_file(file, KEYS).map_err(|e| failed(e.to_string()))?;
                 let mut certificates: Vec<Certificate<'static>> = Vec::new();
                 for item in parse_pem(&text) {
@@ -133,15 +134,21 @@ impl Client {
 
     /// Makes a request without a body. Waits while all connections are in use.
     pub(super) fn send(&self, request: Request<()>) -> Result<Answer<'_>, Lost> {
+        self.check_proxy(&request)?;
         let turn = self.turn();
         self.answer(turn, self.agent.run(request))
     }
 
     /// Makes a request with a body, whose length the header Content-Length tells.
     pub(super) fn send_body(&self, request: Request<()>, mut body: &mut dyn Read) -> Result<Answer<'_>, Lost> {
+        self.check_proxy(&request)?;
         let turn = self.turn();
         let request = request.map(|()| SendBody::from_reader(&mut body));
         self.answer(turn, self.agent.run(request))
+    }
+
+    fn check_proxy(&self, request: &Request<()>) -> Result<(), Lost> {
+        proxy::check(self.agent.config().proxy(), request.uri()).map_err(refused)
     }
 
     fn answer<'c>(
@@ -165,8 +172,10 @@ impl Client {
     fn lost(&self, error: ureq::Error) -> Lost {
         let away = |why: String| Lost { kind: ErrorKind::Unavailable, why };
         match error {
-            ureq::Error::Timeout(ureq::Timeout::Connect | ureq::Timeout::Resolve) => {
-                away("the server cannot be reached: no answer to the connection".to_owned())
+            ureq::Error::Other(error) if error.is::<Unreachable>() => away(error.to_string()),
+            // The server or the proxy accepted the connection before.
+            ureq::Error::Timeout(ureq::Timeout::Connect) => {
+                away("the server did not answer after it accepted the connection; check the port".to_owned())
             }
             ureq::Error::Timeout(_) => {
                 away(format!("the server was silent for {} s", self.stall.as_secs_f64().round()))
@@ -190,10 +199,13 @@ impl Client {
     }
 }
 
+fn refused(why: String) -> Lost {
+    Lost { kind: ErrorKind::Refused, why }
+}
+
 /// Why TLS failed, from OpenSSL's words.
 fn lost_handshake(said: &str) -> Lost {
     let last = said.rsplit(": ").next().unwrap_or(said).trim();
-    let refused = |why: String| Lost { kind: ErrorKind::Refused, why };
     // OpenSSL says `unexpected EOF`, and since version 3 `unexpected eof while reading`.
     if said.to_ascii_lowercase().contains("unexpected eof") {
         Lost { kind: ErrorKind::Unavailable, why: CLOSED.to_owned() }

@@ -15,7 +15,8 @@
 //! - [`s3`]: objects in a bucket of S3
 //! - [`swift`]: objects in a container of OpenStack Swift
 //! - [`webdav`]: objects as files on a WebDAV server
-//! - [`http`]: what targets over HTTP share; [`socket`]: its connections; [`url`](mod@url) and [`xml`]: parts of both
+//! - [`http`]: what targets over HTTP share; [`socket`]: its connections; [`proxy`]: its
+//!   proxy; [`url`](mod@url) and [`xml`]: parts of both
 //! - [`netrc`]: logins of servers; [`secret`]: files with logins or keys
 //! - [`rclone`]: objects as files on a remote of rclone, over HTTP
 //! - [`remote`]: options of targets on other machines
@@ -46,6 +47,7 @@ mod netrc;
 mod pace;
 mod parts;
 mod place;
+mod proxy;
 mod rclone;
 mod remote;
 mod removal;

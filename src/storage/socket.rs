@@ -18,7 +18,7 @@ use ureq::unversioned::transport::{
     Transport,
 };
 
-use super::connect::{connect, look_up};
+use super::connect::{Unreachable, connect, look_up};
 use super::interrupt::{Interrupt, Waits};
 
 /// The longest wait if there is no limit.
@@ -42,9 +42,11 @@ impl Resolver for ServerResolver {
     fn resolve(&self, uri: &Uri, _: &Config, timeout: NextTimeout) -> Result<ResolvedSocketAddrs, Error> {
         let name = uri.scheme().zip(uri.authority());
         let name = name.and_then(|(scheme, authority)| DefaultResolver::host_and_port(scheme, authority));
-        let name = name.ok_or_else(|| Error::BadUri(uri.to_string()))?;
+        let name = name.as_deref().and_then(|name| name.rsplit_once(':'));
+        let name = name.and_then(|(host, port)| Some((host, port.parse().ok()?)));
+        let (host, port) = name.ok_or_else(|| Error::BadUri(uri.to_string()))?;
         let time = left(&timeout).unwrap_or(LONGEST);
-        let found = look_up(name, time, &self.interrupt).map_err(|error| failed(error, &timeout))?;
+        let found = look_up(without_brackets(host), port, time, &self.interrupt).map_err(unreachable)?;
         let mut addresses = self.empty();
         for address in found.into_iter().take(MOST_ADDRESSES) {
             addresses.push(address);
@@ -67,7 +69,8 @@ impl<In: Transport> Connector<In> for TcpConnector {
             return Ok(Some(Either::A(chained)));
         }
         let time = left(&details.timeout).unwrap_or(LONGEST);
-        let stream = connect(&details.addrs, time, &self.interrupt).map_err(|error| failed(error, &details.timeout))?;
+        let host = details.uri.host().unwrap_or_default();
+        let stream = connect(host, &details.addrs, time, &self.interrupt).map_err(unreachable)?;
         stream.set_nodelay(details.config.no_delay())?;
         // Sockets of both kinds have the same operations.
         let transport = SocketTransport::new(OwnedFd::from(stream).into(), details.config, &self.interrupt)?;
@@ -112,6 +115,15 @@ impl std::fmt::Debug for SocketTransport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("SocketTransport").finish_non_exhaustive()
     }
+}
+
+/// The host of a URL, where an address of IPv6 is in brackets.
+fn without_brackets(host: &str) -> &str {
+    host.strip_prefix('[').and_then(|inner| inner.strip_suffix(']')).unwrap_or(host)
+}
+
+fn unreachable(error: Unreachable) -> Error {
+    Error::Other(Box::new(error))
 }
 
 /// The time that is left; `None` for any.

@@ -4,6 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use super::wire::Reply;
+use crate::storage::connect::Unreachable;
 use crate::storage::error::{Error, ErrorKind};
 
 /// Characters of a server's text that are shown.
@@ -18,6 +19,12 @@ pub(super) enum Failure {
     Wrong(ErrorKind, String),
     /// The connection ended, was not made, or is out of step, for this reason. The server may have carried out the command.
     Lost(ErrorKind, String),
+}
+
+impl From<Unreachable> for Failure {
+    fn from(error: Unreachable) -> Self {
+        Failure::Lost(ErrorKind::Unavailable, error.to_string())
+    }
 }
 
 impl Failure {

@@ -93,7 +93,7 @@ impl Session {
 
     fn open_once(server: &Arc<Server>) -> Result<Self, Failure> {
         let Address { security, host, port, path, .. } = &server.address;
-        let socket = connect_to(host, *port, server)?;
+        let socket = connect_to(&look_up(host, *port, server.stall, &server.interrupt)?, server)?;
         let peer = socket.stream.peer_addr().map_err(|error| Failure::io(&error, server.stall))?.ip();
         let encrypt = |stream: Stream| match (&server.tls, stream) {
             (Some(tls), Stream::Plain(socket)) => Ok(Stream::Tls(tls.connect(host, socket, None, server.stall)?)),
@@ -319,9 +319,9 @@ impl Session {
         let server = &self.server;
         let socket = port.ok_or_else(Failure::malformed).and_then(|port| {
             let address = SocketAddr::new(self.peer, port);
-            connect_to_any(&[address], server).map_err(|error| {
-                let why = format!("no data connection can be made to port {port} of the server: {error}");
-                Failure::Lost(ErrorKind::Unavailable, why)
+            connect_to(&[address], server).map_err(|failure| match failure {
+                Failure::Lost(kind, why) => Failure::Lost(kind, format!("no data connection can be made: {why}")),
+                failure => failure,
             })
         });
         self.note(socket)
@@ -559,20 +559,17 @@ fn refused(failure: Failure) -> Failure {
     }
 }
 
-/// Connects to a server.
-fn connect_to(host: &str, port: u16, server: &Server) -> Result<Socket, Failure> {
-    let away = |why: String| Failure::Lost(ErrorKind::Unavailable, why);
-    let addresses = look_up((host.to_owned(), port), server.stall, &server.interrupt);
-    let addresses = addresses.map_err(|e| away(format!("the server's name cannot be looked up: {e}")))?;
-    connect_to_any(&addresses, server).map_err(|error| away(format!("the server cannot be reached: {error}")))
-}
-
-fn connect_to_any(addresses: &[SocketAddr], Server { stall, interrupt, .. }: &Server) -> io::Result<Socket> {
-    let socket = connect(addresses, (*stall).min(CONNECT), interrupt)?;
-    socket.set_read_timeout(Some(*stall))?;
-    socket.set_write_timeout(Some(*stall))?;
-    socket.set_nodelay(true)?;
-    Socket::new(socket, interrupt)
+/// Connects to one of the addresses of a server.
+fn connect_to(addresses: &[SocketAddr], server: &Server) -> Result<Socket, Failure> {
+    let Server { address, stall, interrupt, .. } = server;
+    let socket = connect(&address.host, addresses, (*stall).min(CONNECT), interrupt)?;
+    let prepared = || {
+        socket.set_read_timeout(Some(*stall))?;
+        socket.set_write_timeout(Some(*stall))?;
+        socket.set_nodelay(true)?;
+        Socket::new(socket, interrupt)
+    };
+    prepared().map_err(|error: io::Error| Failure::io(&error, *stall))
 }
 
 /// The port in `Entering Extended Passive Mode (|||12345|)`.
