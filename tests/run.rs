@@ -762,10 +762,17 @@ fn a_check_of_the_configuration_reads_files_of_patterns() {
         world.path("near")
     ));
     let run = world.brackfs(&["config", "check"]).code(2);
-    assert!(run.stderr.contains("source.home: exclude-from: cannot read patterns from"), "{run}");
-    fs::write(world.path("patterns"), "*.o\n[\n").unwrap();
+    let place = format!("{}:6:16: exclude-from: ", world.path("config.toml").display());
+    assert!(run.stderr.contains(&format!("{place}cannot read patterns from")), "{run}");
+    fs::write(world.path("patterns"), "*.o\n[\n*.a\n{\n").unwrap();
     let run = world.brackfs(&["config", "check"]).code(2);
-    assert!(run.stderr.contains("line 2, is not valid"), "{run}");
+    for line in [2, 4] {
+        let found = run
+            .stderr
+            .lines()
+            .any(|said| said.contains(&place) && said.contains(&format!("line {line}, is not valid")));
+        assert!(found, "{run}");
+    }
     fs::write(world.path("patterns"), "*.o\n").unwrap();
     world.brackfs(&["config", "check"]).ok();
 }

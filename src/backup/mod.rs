@@ -38,7 +38,7 @@ pub use error::Error;
 pub use invocation::{back_up, back_up_if_changed};
 pub use options::{
     CHUNK_SIZE, COMMIT_INTERVAL, COMPRESSION, MERGE_FILES_UNDER, Options, Placed, RETRIES, Reading, RunPolicy,
-    SETTLE_MAX, SNAPSHOT_FOLDER, Selection, Storing, Stream, StreamSource, check_tag,
+    SETTLE_MAX, SNAPSHOT_FOLDER, Selection, Storing, Stream, StreamSource, check_entry_name, check_pattern, check_tag,
 };
 pub use shrink::Guard;
 pub use summary::Summary;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
+use std::slice;
 use std::time::Duration;
 
 use super::error::Error;
@@ -48,6 +49,20 @@ pub fn check_tag(text: &str) -> Result<String, String> {
     }
 }
 
+/// Checks a pattern of files to exclude.
+pub fn check_pattern(glob: &str) -> Result<String, Error> {
+    Patterns::new(Path::new("/"), &[Pattern::new(glob)])?;
+    Ok(glob.to_owned())
+}
+
+/// Checks the name of an entry of a directory.
+pub fn check_entry_name(name: &OsStr) -> Result<OsString, Error> {
+    match is_name(name.as_bytes()) {
+        true => Ok(name.to_owned()),
+        false => Err(Error::Usage(format!("{name:?} can't be the name of an entry of a directory"))),
+    }
+}
+
 /// The options of a backup.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
@@ -76,24 +91,32 @@ impl Options {
         if let Some(name) = source.as_ref().filter(|name| !is_source_name(name)) {
             return Err(Error::Usage(format!("{name:?} can't name a source: {SOURCE_NAME}")));
         }
-        let is_entry = |name: &OsStr| is_name(name.as_bytes());
-        if let Some(name) = stream.as_ref().map(|stream| &stream.filename).filter(|name| !is_entry(name)) {
-            return Err(Error::Usage(format!("{name:?} can't be the name of a file in a snapshot")));
-        }
-        if let Some(bad) = exclude_if_present.iter().find(|name| !is_entry(name)) {
-            return Err(Error::Usage(format!("{bad:?} can't be the name of an entry of a directory")));
+        for name in stream.iter().map(|stream| &stream.filename).chain(exclude_if_present) {
+            check_entry_name(name)?;
         }
         let patterns: Vec<_> = exclude.iter().map(Pattern::new).collect();
         Patterns::new(Path::new("/"), &patterns)?;
         Ok(())
     }
 
-    /// Fails if a file of patterns cannot be read, or has a pattern that is not valid.
-    pub fn check_files(&self) -> Result<(), Error> {
+    /// What is wrong with the files of patterns: those that cannot be read, and each pattern that is not valid.
+    pub fn check_files(&self) -> Vec<Error> {
+        let check = |patterns: &[Pattern]| Patterns::new(Path::new("/"), patterns).err();
+        let mut wrong = Vec::new();
         for file in &self.selection.exclude_from {
-            Patterns::new(Path::new("/"), &Pattern::read_file(file)?)?;
+            match Pattern::read_file(file) {
+                Err(error) => wrong.push(error),
+                Ok(patterns) => {
+                    let before = wrong.len();
+                    wrong.extend(patterns.iter().filter_map(|pattern| check(slice::from_ref(pattern))));
+                    if wrong.len() == before {
+                        // All of them together may be too large.
+                        wrong.extend(check(&patterns));
+                    }
+                }
+            }
         }
-        Ok(())
+        wrong.into_iter().map(Error::from).collect()
     }
 
     /// Whether a backup to a server need not open the repository if nothing changed. Packs are verified again only by one that

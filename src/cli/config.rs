@@ -128,12 +128,7 @@ fn init(args: &InitArgs, global: &Global) -> Result<ExitCode> {
 
 fn check(args: &CheckArgs, global: &Global) -> Result<ExitCode> {
     let config = global.required_config()?;
-    for source in &config.sources {
-        source
-            .options
-            .check_files()
-            .map_err(|error| Usage(format!("source.{}: exclude-from: {error}", source.name)))?;
-    }
+    config.check_files()?;
     let path = global.config_path()?;
     let sources: Vec<_> = config.sources.iter().map(|source| source.name.as_str()).collect();
     let targets: Vec<_> = config.targets.iter().map(|target| target.name.as_str()).collect();

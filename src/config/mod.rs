@@ -105,6 +105,18 @@ impl Config {
         Ok(config)
     }
 
+    /// Reads the files of `exclude-from`, and fails with all mistakes in them.
+    pub fn check_files(&self) -> Result<(), Error> {
+        let mut mistakes = Mistakes::default();
+        for source in &self.sources {
+            let Some(used) = source.used.iter().find(|used| used.key == "exclude-from") else { continue };
+            for error in source.options.check_files() {
+                mistakes.add(&used.place, format!("exclude-from: {error}"));
+            }
+        }
+        mistakes.end()
+    }
+
     /// The target of this name.
     pub fn target(&self, name: &str) -> Result<&TargetConfig, Error> {
         let found = self.targets.iter().find(|target| target.name == name);

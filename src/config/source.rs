@@ -1,6 +1,6 @@
 //! Sources: `[source.NAME]`, with what they inherit.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt::Display;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -11,7 +11,7 @@ use super::priority::Priority;
 use super::settings::{Settings, Used, absolute};
 use super::target::Conditions;
 use super::value::Table;
-use crate::backup::{Guard, Options, Placed, Stream, StreamSource, check_tag};
+use crate::backup::{Guard, Options, Placed, Stream, StreamSource, check_entry_name, check_pattern, check_tag};
 use crate::quantity::{parse_duration, parse_percent, parse_size};
 use crate::retention::{Age, Count, Period, Policy, Rule};
 
@@ -80,7 +80,9 @@ impl SourceConfig {
         let mut options = Options::default();
         let Shared { to, keep, snapshot, conditions, priority, max_age } = shared(&mut settings, &mut options, targets);
         options.selection.source = Some(name.to_owned());
-        options.selection.exclude.extend(super::value::texts(&inherited));
+        // Wrong patterns are reported where they are.
+        let also = super::value::texts(&inherited).into_iter().filter(|glob| check_pattern(glob).is_ok());
+        options.selection.exclude.extend(also);
         settings.accept("inherit");
         let content = content(place, &mut settings, &mut options);
         if to.is_none() && settings.find("to").is_none() {
@@ -131,16 +133,13 @@ struct Shared {
 fn shared(settings: &mut Settings<'_>, options: &mut Options, targets: &[&str]) -> Shared {
     let Options { selection, reading, storing, policy } = options;
     let set = |to: &mut bool, from: Option<bool>| *to = from.unwrap_or(*to);
-    let words = |settings: &mut Settings<'_>, key| {
-        let texts = settings.texts(key).unwrap_or_default();
-        texts.into_iter().map(|(text, _)| text.to_owned()).collect::<Vec<_>>()
-    };
-    selection.exclude = words(settings, "exclude");
-    settings.texts("exclude-also");
+    selection.exclude = settings.list("exclude", check_pattern).unwrap_or_default();
+    settings.list("exclude-also", check_pattern);
     let files = settings.texts("exclude-from").unwrap_or_default();
     selection.exclude_from = files.into_iter().map(|(path, place)| place.path(path)).collect();
     set(&mut selection.exclude_caches, settings.flag("exclude-caches"));
-    selection.exclude_if_present = words(settings, "exclude-if-present").into_iter().map(OsString::from).collect();
+    let entry_name = |name: &str| check_entry_name(OsStr::new(name));
+    selection.exclude_if_present = settings.list("exclude-if-present", entry_name).unwrap_or_default();
     set(&mut selection.exclude_nodump, settings.flag("exclude-nodump"));
     set(&mut selection.one_file_system, settings.flag("one-file-system"));
     reading.identity.inode = !settings.flag("ignore-inode").unwrap_or(false);
@@ -298,9 +297,9 @@ fn content(place: &Place, settings: &mut Settings<'_>, options: &mut Options) ->
         ["command"] => {
             let words = settings.command("command")?;
             let user = settings.text("user").map(|(user, _)| user.to_owned());
-            let filename = settings.parsed("filename", |name| match name.is_empty() || name.contains('/') {
-                true => Err("write the name of a file, without slashes"),
-                false => Ok(name.to_owned()),
+            let filename = settings.parsed("filename", |name| {
+                let checked = check_entry_name(OsStr::new(name));
+                checked.map_err(|_| "write the name of a file, without slashes").map(|_| name.to_owned())
             });
             if filename.is_none() && settings.find("filename").is_none() {
                 settings.missing(place, "filename", "the name of the file in the snapshot");

@@ -350,9 +350,18 @@ fn what_every_backup_would_refuse_is_a_mistake() {
     let many: Vec<_> = (0..2000).map(|number| format!("\"{number}\"")).collect();
     for (name, text, expected) in [
         ("latest", "paths = [\"/\"]\n".to_owned(), "3:9: source.latest: \"latest\" can't name a source: a name has"),
-        ("a", "paths = [\"/\"]\nexclude = [\"[z-a\"]\n".to_owned(), "3:9: source.a: "),
-        ("a", "paths = [\"/\"]\nexclude-if-present = [\"a/b\"]\n".to_owned(), "3:9: source.a: \"a/b\" can't be"),
-        ("a", "command = [\"x\"]\nfilename = \"..\"\n".to_owned(), "3:9: source.a: \"..\" can't be"),
+        ("a", "paths = [\"/\"]\nexclude = [\"[z-a\"]\n".to_owned(), "6:12: exclude: the pattern \"[z-a\" is not"),
+        (
+            "a",
+            "paths = [\"/\"]\nexclude-also = [\"*.o\",\n  \"\"]\n".to_owned(),
+            "7:3: exclude-also: the pattern \"\" is not valid: it is empty",
+        ),
+        (
+            "a",
+            "paths = [\"/\"]\nexclude-if-present = [\"a/b\"]\n".to_owned(),
+            "6:23: exclude-if-present: \"a/b\" can't be",
+        ),
+        ("a", "command = [\"x\"]\nfilename = \"..\"\n".to_owned(), "6:12: filename: write the name of a file"),
         ("a", format!("paths = [\"/\"]\ntags = [{}]\n", many.join(", ")), "3:9: source.a: 2000 tags are too many"),
         (
             "a",

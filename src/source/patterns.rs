@@ -1,12 +1,13 @@
 //! Include and exclude patterns in the syntax of `.gitignore`.
 //!
 //! A pattern with a `/` at its start or in the middle is anchored at the root; others match at any depth. A `/` at the
-//! end restricts a pattern to directories, `!` negates an earlier match, `**` matches any number of directories. Empty
-//! patterns are ignored. In addition, `{a,b}` matches alternatives.
+//! end restricts a pattern to directories, `!` negates an earlier match, `**` matches any number of directories. In
+//! addition, `{a,b}` matches alternatives.
 //!
 //! A file of patterns has one pattern per line. Lines that begin with `#` are comments (`\#` is a literal `#`). Trailing
-//! blanks are removed unless escaped with a backslash. A byte order mark and carriage returns at line ends are ignored.
-//! Outside of a file, both characters are literal: shells and TOML have comments of their own.
+//! blanks are removed unless escaped with a backslash. A byte order mark, carriage returns at line ends and empty patterns
+//! are ignored. Outside of a file, both characters are literal, since shells and TOML have comments of their own, and an
+//! empty pattern is an error.
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -35,15 +36,22 @@ impl Pattern {
 
     /// The pattern as a line of a `.gitignore`.
     fn line(&self) -> Cow<'_, str> {
-        let glob = self.glob.as_str();
-        if self.place.is_some() {
-            return glob.into();
+        let mut line = Cow::from(&self.glob);
+        if let Some(last) = line.chars().next_back().filter(|last| last.is_whitespace()) {
+            // The crate removes white space at the end, except one blank after a backslash.
+            let before = line.get(..line.len() - last.len_utf8()).unwrap_or_default();
+            let before = if ends_in_escape(before) { before.strip_suffix('\\').unwrap_or(before) } else { before };
+            line = format!("{before}{{{last}}}").into();
         }
-        match (glob.starts_with('#'), glob.strip_suffix(' ').filter(|before| !before.ends_with('\\'))) {
-            (false, None) => glob.into(),
-            (true, None) => format!("\\{glob}").into(),
-            (is_escaped, Some(before)) => format!("{}{before}\\ ", if is_escaped { "\\" } else { "" }).into(),
+        if self.place.is_none() && line.starts_with('#') {
+            line.to_mut().insert(0, '\\');
         }
+        line
+    }
+
+    /// Whether nothing is left of the pattern but marks, so that it can match nothing.
+    fn is_empty(&self) -> bool {
+        matches!(self.glob.strip_prefix('!').unwrap_or(&self.glob), "" | "/")
     }
 
     /// Reads the patterns in a file, in order.
@@ -57,7 +65,7 @@ impl Pattern {
             let text = str::from_utf8(line).map_err(|_| failed(format!("line {number} is not UTF-8")))?;
             Ok(Pattern { glob: without_trailing_blanks(text).to_owned(), place: Some((path.to_owned(), number)) })
         });
-        let is_pattern = |pattern: &Pattern| !pattern.glob.is_empty() && !pattern.glob.starts_with('#');
+        let is_pattern = |pattern: &Pattern| !pattern.is_empty() && !pattern.glob.starts_with('#');
         lines.filter(|line| line.as_ref().map_or(true, is_pattern)).collect()
     }
 }
@@ -65,12 +73,16 @@ impl Pattern {
 /// Removes trailing blanks that are not escaped with a backslash.
 fn without_trailing_blanks(line: &str) -> &str {
     let trimmed = line.trim_end_matches(' ');
-    let escaping = trimmed.len() - trimmed.trim_end_matches('\\').len();
-    match escaping % 2 {
+    match ends_in_escape(trimmed) {
         // The backslash escapes the next blank, if there is one.
-        1 => line.get(..trimmed.len() + 1).unwrap_or(trimmed),
-        _ => trimmed,
+        true => line.get(..trimmed.len() + 1).unwrap_or(trimmed),
+        false => trimmed,
     }
+}
+
+/// Whether the text ends in a backslash that escapes the next character.
+fn ends_in_escape(text: &str) -> bool {
+    (text.len() - text.trim_end_matches('\\').len()) % 2 == 1
 }
 
 /// A compiled list of patterns.
@@ -98,6 +110,10 @@ impl Patterns {
         builder.allow_unclosed_class(false);
         builder.case_insensitive(ignore_case).map_err(|e| bad_pattern(&Pattern::new(""), e))?;
         for pattern in patterns {
+            if pattern.is_empty() {
+                let why = "it is empty; write a name, or a glob such as *.tmp".to_owned();
+                return Err(Error::Pattern { pattern: pattern.glob.clone(), place: String::new(), why });
+            }
             builder.add_line(None, &pattern.line()).map_err(|e| bad_pattern(pattern, e))?;
         }
         // Each pattern is valid, but all of them together may be too large.
@@ -150,7 +166,17 @@ mod tests {
     #[test]
     fn nothing_is_excluded_without_patterns() {
         assert!(!file(&exclude(&[]), "a"));
-        assert!(exclude(&["", ""]).patterns.is_none());
+    }
+
+    #[test]
+    fn an_empty_pattern_is_refused_outside_of_a_file() {
+        for empty in ["", "!", "/", "!/"] {
+            let error = Patterns::new(Path::new("/"), &[Pattern::new("a"), Pattern::new(empty)]).unwrap_err();
+            let expected =
+                format!("the pattern {empty:?} is not valid: it is empty; write a name, or a glob such as *.tmp");
+            assert_eq!(error.to_string(), expected);
+        }
+        assert!(Pattern::read_file(file_of("\n!\n/\n!/\n").path()).unwrap().is_empty());
     }
 
     #[test]
@@ -161,6 +187,13 @@ mod tests {
         }
         assert!(!file(&e, "recycle") && !file(&e, "two") && !file(&e, "escaped") && !file(&e, "#"));
         assert!(directory(&exclude(&["blank /"]), "blank "));
+        let e = exclude(&["tab\t", "escaped\\\t", "/both \t", "wide\u{3000}", "line\n", "\\\\ ", "{a,b}\t", "[x]\t"]);
+        for name in ["tab\t", "escaped\t", "both \t", "wide\u{3000}", "line\n", "\\ ", "a\t", "x\t"] {
+            assert!(file(&e, name), "{name:?}");
+            assert!(!file(&e, name.trim_end()), "{name:?}");
+        }
+        let kept = exclude(&["*\t", "!kept\t"]);
+        assert!(file(&kept, "a\t") && !file(&kept, "kept\t"));
     }
 
     #[test]
@@ -222,7 +255,7 @@ mod tests {
 
     #[test]
     fn the_error_names_a_bad_pattern() {
-        for bad in ["[a", "{a", "z[b-a]"] {
+        for bad in ["[a", "[a\t", "{a", "{a ", "z[b-a]"] {
             let patterns = ["*.o", bad].map(Pattern::new);
             let error = Patterns::new(Path::new("/"), &patterns).unwrap_err().to_string();
             assert!(error.starts_with(&format!("the pattern {bad:?} is not valid: ")), "{error}");
