@@ -236,8 +236,12 @@ fn snapshots_are_forgotten_by_name() {
     refused(&site, &["nowhere/latest"], "there is no snapshot of nowhere");
     refused(&site, &["2027-03-01", "2026"], "begins with 2026");
     refused(&site, &["2027-03-01", "2027-03"], "2027-03 fits snapshots of 2 sources; write SOURCE/2027-03");
-    site.brackfs(&["hold", "2027"]).code(1);
-    site.brackfs(&["hold", "other/2027"]).ok();
+    refused(&site, &["2027-03-01", "latest"], "latest fits snapshots of 2 sources; write SOURCE/latest");
+    for several in ["2027", "latest"] {
+        site.brackfs(&["hold", several]).code(1);
+        site.brackfs(&["release", several]).code(1);
+    }
+    site.brackfs(&["hold", "other/latest"]).ok();
     site.brackfs(&["release", "other/2027"]).ok();
     // The last one of a source may be named.
     let run = forget(&site, &["2027-03-02T12:00", &id[..10], "source/latest", &id]).ok();

@@ -233,7 +233,7 @@ fn of_several_sources_the_latest_is_named() {
     ] {
         let run = site.brackfs(command).ok();
         assert!(run.stderr.contains(&format!("latest is snapshot {id} of other")), "{run}");
-        assert!(run.stderr.contains("2 sources") && run.stderr.contains("other/latest"), "{run}");
+        assert!(run.stderr.contains("other sources") && run.stderr.contains("other/latest"), "{run}");
     }
     assert_eq!(site.brackfs(&["ls", "-q", "latest"]).ok().stderr, "");
     assert_eq!(site.brackfs(&["ls", "source/latest"]).ok().stderr, "");
@@ -242,7 +242,7 @@ fn of_several_sources_the_latest_is_named() {
     let id = &listed(&site, &[])[3]["id"].as_str().unwrap()[..8].to_owned();
     let run = site.brackfs(&["ls", "2026-01-02"]).ok();
     assert!(run.stderr.contains(&format!("2026-01-02 is snapshot {id} of other")), "{run}");
-    assert!(run.stderr.contains("2 sources have snapshots of this time; use other/2026-01-02"), "{run}");
+    assert!(run.stderr.contains("other sources have snapshots of this time; use other/2026-01-02"), "{run}");
     for one in ["other/2026-01-02", "2026-01-02T05", "2026-01-02T03", id] {
         assert_eq!(site.brackfs(&["ls", one]).ok().stderr, "", "{one}");
     }

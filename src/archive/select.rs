@@ -138,8 +138,8 @@ impl Selector {
 pub struct Selected {
     /// The snapshot.
     pub snapshot: Arc<OpenSnapshot>,
-    /// The number of sources that have snapshots with this name.
-    pub sources: usize,
+    /// Whether a source with another name has snapshots that the user may have meant.
+    pub has_rivals: bool,
 }
 
 impl dyn Archive + '_ {
@@ -164,7 +164,7 @@ impl dyn Archive + '_ {
             .collect();
         let (with_id, others): (Vec<_>, Vec<_>) = fitting.into_iter().partition(|name| selector.is_id_of(name));
         let (candidates, unique) = if with_id.is_empty() { (others, false) } else { (with_id, true) };
-        let sources = candidates.iter().map(|name| name.source).collect::<BTreeSet<_>>().len();
+        let sources: BTreeSet<_> = candidates.iter().map(|name| name.source).collect();
         let (mut found, mut failed) = (Vec::new(), Vec::new());
         for name in candidates.into_iter().rev() {
             match self.open(name) {
@@ -183,7 +183,11 @@ impl dyn Archive + '_ {
         }
         if let Some(snapshot) = found.pop() {
             failed.iter().for_each(|(name, error)| passed_over(name, error));
-            return Ok(Selected { snapshot, sources });
+            // Several sources may have the same name. The names of unreadable ones choose nothing.
+            let is_rival = |id: &SourceId| self.source_name(*id).is_ok_and(|name| name != snapshot.source);
+            let others = |id: &&SourceId| **id != snapshot.name.source;
+            let has_rivals = selector.source.is_none() && sources.iter().filter(others).any(is_rival);
+            return Ok(Selected { snapshot, has_rivals });
         }
         if !failed.is_empty() {
             return Err(failed.swap_remove(0).1);

@@ -34,10 +34,10 @@ use crate::state::RepositoryState;
 /// Runs on the machine that is backed up, and needs only its host key. Forgotten snapshots are no longer listed, mounted
 /// or restored. Their data stays until it is pruned; until then, --undo shows them again.
 ///
-/// Name the snapshots, or give a policy with one or more --keep options. A time that fits snapshots of several sources is
-/// refused; write SOURCE/TIME. A policy is applied to each source on its own.
-/// A snapshot stays if at least one rule keeps it; rules do not affect each other. Snapshots are in the order in which
-/// they were made, regardless of their times. Days and weeks are those of the local time zone.
+/// Name the snapshots, or give a policy with one or more --keep options. If latest or a time fits snapshots of several
+/// sources, it is refused; write SOURCE/latest or SOURCE/TIME. A policy is applied to each source on its own. A snapshot
+/// stays if at least one rule keeps it; rules do not affect each other. Snapshots are in the order in which they were
+/// made, regardless of their times. Days and weeks are those of the local time zone.
 ///
 /// A rule with N periods keeps one snapshot of each of the N newest periods that have any: the one with the latest
 /// time. As long as there are fewer than N, it also keeps the oldest snapshot. The --keep-within options count T back
@@ -163,8 +163,8 @@ const POLICY: [&str; 17] = [
 /// Hold snapshots, so that they cannot be forgotten
 ///
 /// Runs on the machine that is backed up, and needs only its host key. A held snapshot cannot be forgotten, by a policy
-/// or by name, until brackfs-release(1) releases it. `brackfs snapshots` marks held snapshots. A time that fits
-/// snapshots of several sources is refused; write SOURCE/TIME.
+/// or by name, until brackfs-release(1) releases it. `brackfs snapshots` marks held snapshots. If latest or a time fits
+/// snapshots of several sources, it is refused; write SOURCE/latest or SOURCE/TIME.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

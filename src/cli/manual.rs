@@ -45,13 +45,17 @@ fn entries(all: &[(&str, &str, bool)]) -> Vec<(String, String)> {
 }
 
 /// Sections on arguments that need more than a line.
-pub fn arguments(command: &Command) -> Vec<(&'static str, &'static str)> {
+pub fn arguments(command: &Command) -> Vec<(&'static str, String)> {
     let mut sections = Vec::new();
     if takes(command, "SNAP") || is(command, &["diff"]) || is_root(command) {
-        sections.push(("SNAPSHOTS", SNAP));
+        let several = match is(command, &["forget", "hold", "release"]) {
+            true => SEVERAL_REFUSED,
+            false => SEVERAL_NOTED,
+        };
+        sections.push(("SNAPSHOTS", SNAP.replace("SEVERAL", several.trim())));
     }
     if takes(command, "SIZE") || is_root(command) {
-        sections.push(("SIZES", SIZE));
+        sections.push(("SIZES", SIZE.to_owned()));
     }
     sections
 }
@@ -73,14 +77,26 @@ If several snapshots match a time, the newest is used.
 An id or a time can have
 .IB SOURCE /
 in front, too.
-If there are several sources,
-.B latest
-alone prints a note that says which snapshot it is, and so does a time that fits snapshots of several sources.
+SEVERAL
 .PP
 .I PATH
 begins at the snapshot's root: the directory that was backed up, or / if there were several paths.
 A slash at its beginning makes no difference.
 Symbolic links in it are not followed.
+";
+
+/// What reading commands do if a name fits snapshots of several sources.
+const SEVERAL_NOTED: &str = r"
+If there are several sources,
+.B latest
+alone prints a note that says which snapshot it is, and so does a time that fits snapshots of several sources.
+";
+
+/// What commands do that change snapshots.
+const SEVERAL_REFUSED: &str = r"
+If there are several sources,
+.B latest
+alone is refused, and so is a time that fits snapshots of several sources.
 ";
 
 const SIZE: &str = r"
@@ -218,7 +234,7 @@ pub fn environment(command: &Command, commands: &[Command]) -> Vec<(String, Stri
         ("BRACKFS_PASSPHRASE_FILE", "A file that holds the passphrase.\nNewlines at its end are ignored.", may_ask),
         (
             "BRACKFS_PASSPHRASE_COMMAND",
-            "A command, run by\n.BR sh ,\nthat writes the passphrase to standard output.\nMore than 1 MiB, also from the file, is an error.\nThe first of these three variables that is set and not empty is used; otherwise the passphrase is asked for at the terminal.",
+            "A command, run by\n.BR sh ,\nthat writes the passphrase to standard output.\nThe file and the output may have at most 1 MiB.\nThe first of these three variables that is set and not empty is used; otherwise the passphrase is asked for at the terminal.",
             may_ask,
         ),
         ("GNUPGHOME", "The directory of gpg, if gpg has the secret key.", root || has(command, "key")),

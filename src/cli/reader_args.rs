@@ -425,16 +425,16 @@ impl Signers<'_> {
 
 /// Finds the snapshot that a selector names. Candidates that do not verify are reported and skipped.
 pub(super) fn select(archive: &dyn Archive, selector: &Selector, monitor: &dyn Monitor) -> Result<Arc<OpenSnapshot>> {
-    let Selected { snapshot, sources } = archive.select(selector, &mut |name, error| {
+    let Selected { snapshot, has_rivals } = archive.select(selector, &mut |name, error| {
         let (object, error) = (name.object(), error.to_string());
         let why = error.strip_prefix(&format!("{object}: ")).unwrap_or(&error);
         monitor.note(&format!("skipping {object}: {why}"));
     })?;
     let name = &snapshot.name;
-    if selector.source.is_none() && sources > 1 {
+    if has_rivals {
         let others = match selector.is_latest() {
-            true => format!("there are {sources} sources"),
-            false => format!("{sources} sources have snapshots of this time"),
+            true => "there are other sources",
+            false => "other sources have snapshots of this time",
         };
         monitor.note(&format!(
             "{selector} is snapshot {} of {source} ({}); {others}; use {source}/{selector} to choose one",

@@ -229,8 +229,8 @@ fn named(names: &[Selector], rows: &[SnapshotRow]) -> Result<Plan, ForgetError> 
     Ok(Plan { groups: groups.collect() })
 }
 
-/// The snapshot that the user names: the only one with this id prefix, or the newest in the repository that fits. A time
-/// must not fit snapshots of several sources: one of another source than meant would be forgotten.
+/// The snapshot that the user names: the only one with this id prefix, or the newest in the repository that fits. `latest`
+/// or a time must not fit snapshots of several sources: one of another source than meant would be forgotten.
 fn named_row<'r>(selector: &Selector, rows: &'r [SnapshotRow]) -> Result<&'r SnapshotRow, ForgetError> {
     let of_source = || rows.iter().filter(|row| selector.source.as_ref().is_none_or(|source| *source == row.source));
     let with_id: Vec<_> = of_source().filter(|row| selector.is_id_of(&row.name)).collect();
@@ -238,7 +238,7 @@ fn named_row<'r>(selector: &Selector, rows: &'r [SnapshotRow]) -> Result<&'r Sna
     match with_id.as_slice() {
         [] => {
             let sources: BTreeSet<_> = of_source().filter(fits).map(|row| &row.source).collect();
-            if sources.len() > 1 && !selector.is_latest() {
+            if sources.len() > 1 {
                 let count = sources.len();
                 let why = format!(
                     "{selector} fits snapshots of {count} sources; write SOURCE/{selector}, or the beginning of an id"

@@ -58,7 +58,7 @@ fn page(command: &Command, commands: &[Command], names: &[String]) -> String {
         section(&mut page, "A FIRST BACKUP", manual::FIRST);
     }
     page.push_str(&arguments(&command));
-    manual::arguments(&command).into_iter().for_each(|(name, text)| section(&mut page, name, text));
+    manual::arguments(&command).into_iter().for_each(|(name, text)| section(&mut page, name, &text));
     section(&mut page, "EXIT STATUS", &list(manual::exit_codes(&command)));
     section(&mut page, "ENVIRONMENT", &list(manual::environment(&command, commands)));
     if is_root {
