@@ -243,6 +243,18 @@ fn changed_metadata_is_named() {
 }
 
 #[test]
+fn the_path_of_two_compared_files_is_their_name() {
+    let site = ready();
+    write(&site, "d/a", "1", 1);
+    let before = backup(&site) + ":d/a";
+    write(&site, "d/a", "22", 2);
+    let after = backup(&site) + ":d/a";
+    assert_eq!(lines(&site, &[&before, &after]), ["M a"]);
+    let (objects, _) = objects(&site, &[&before, &after]);
+    assert_eq!((objects.len(), &objects[0]["path"]), (1, &"a".into()));
+}
+
+#[test]
 fn json_has_both_versions_and_names_of_any_bytes() {
     let site = ready();
     write(&site, "f", "one", 0);

@@ -345,14 +345,18 @@ fn nothing_is_restored_into_the_repository() {
     let site = ready(&[("packs/f", "f")]);
     std::os::unix::fs::symlink(site.repo(), site.path().join("link")).unwrap();
     let before = tree(&site.repo());
-    for to in ["repo", "repo/packs", "repo/new/below", "link/packs", "link"] {
+    for to in
+        ["repo", "repo/packs", "repo/new/below", "link/packs", "link", "new/../repo/x", "link/../repo/packs/new/.."]
+    {
         for extra in [&["--conflict", "overwrite"][..], &["--dry-run"]] {
             let run = restore(&site, "latest", &site.path().join(to), extra).code(1);
             assert!(run.stderr.contains("it is in the repository"), "{to} {run}");
         }
     }
     assert_eq!(tree(&site.repo()), before);
-    restore(&site, "latest", &site.path().join("repository"), &[]).ok();
+    for to in ["repository", "repo/../beside", "link/../next"] {
+        restore(&site, "latest", &site.path().join(to), &[]).ok();
+    }
 }
 
 #[test]
@@ -556,6 +560,11 @@ fn a_dry_run_predicts_links_and_conflicts() {
             let mut arguments = extra.to_vec();
             arguments.extend((kind == "dry").then_some("--dry-run"));
             let run = restore(&site, "latest", &out, &arguments);
+            let words = match kind {
+                "dry" => "cannot be restored completely; the others can",
+                _ => "could not be restored completely; the others are restored",
+            };
+            assert_eq!(run.stderr.contains(words), run.code == 1, "{run}");
             (run.code, run.stdout.replace("\"dry_run\":true", "\"dry_run\":false"))
         });
         assert_eq!(dry, real, "{name}");

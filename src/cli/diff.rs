@@ -67,11 +67,11 @@ pub(super) struct Args {
     content_only: bool,
     /// Print one JSON object for each difference, and one with the counts
     ///
-    /// The message_type of a difference is change. It has path, modifier (the letter), fields (those that differ: type, size,
-    /// content, target, device, mode, owner, group, mtime, xattrs, inode_flags, links), before and after (each with the fields
-    /// of ls --json except path, or null); path_hex for a path that is not UTF-8. The last object has message_type statistics,
-    /// before_id, after_id, added and removed (each with files, directories, others and bytes), changed_files, changed_others,
-    /// metadata_changed, and problems.
+    /// The message_type of a difference is change. It has path (the name if A and B are files), modifier (the letter), fields
+    /// (those that differ: type, size, content, target, device, mode, owner, group, mtime, xattrs, inode_flags, links), before
+    /// and after (each with the fields of ls --json except path, or null); path_hex for a path that is not UTF-8. The last
+    /// object has message_type statistics, before_id, after_id, added and removed (each with files, directories, others and
+    /// bytes), changed_files, changed_others, metadata_changed, and problems.
     #[arg(long)]
     json: bool,
 }
@@ -107,10 +107,8 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
 
 fn write_line(change: &Change<'_>, with_fields: bool, out: &mut dyn Write) -> std::io::Result<()> {
     write!(out, "{} ", letter(change.kind()))?;
-    let shown = change.after.or(change.before).map_or(EntryRef::EMPTY, EntryHandle::entry);
-    let is_directory = shown.kind == Kind::Directory;
-    // Two files that were named have no path below them.
-    entry::write_name(out, if change.path.is_empty() && !is_directory { shown.name } else { change.path })?;
+    let (path, is_directory) = shown_path(change);
+    entry::write_name(out, path)?;
     if is_directory {
         out.write_all(b"/")?;
     }
@@ -118,6 +116,14 @@ fn write_line(change: &Change<'_>, with_fields: bool, out: &mut dyn Write) -> st
         write!(out, "  ({})", words(change).join(", "))?;
     }
     out.write_all(b"\n")
+}
+
+/// The path to show, and whether it is that of a directory. Two files that were named have no path below them, so their name
+/// is shown.
+fn shown_path<'c>(change: &'c Change<'_>) -> (&'c [u8], bool) {
+    let shown = change.after.or(change.before).map_or(EntryRef::EMPTY, EntryHandle::entry);
+    let is_directory = shown.kind == Kind::Directory;
+    (if change.path.is_empty() && !is_directory { shown.name } else { change.path }, is_directory)
 }
 
 fn write_summary(summary: &DiffSummary, out: &mut dyn Write) -> std::io::Result<()> {
@@ -145,7 +151,7 @@ fn as_json(change: &Change<'_>) -> Value {
         "before": change.before.map(entry::metadata),
         "after": change.after.map(entry::metadata),
     });
-    entry::at_path(head, change.path)
+    entry::at_path(head, shown_path(change).0)
 }
 
 fn statistics(before: &SnapshotName, after: &SnapshotName, summary: &DiffSummary) -> Value {

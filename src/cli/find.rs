@@ -28,10 +28,10 @@ use crate::quantity::parse_size;
 /// front excludes entries that earlier ones match.
 ///
 /// Each line is SNAP:PATH, which cat, restore and mount accept, with the newest snapshot of each source first. Use --json for
-/// names with newlines. An entry of an
-/// older snapshot is not printed if a newer one has the same path with the same kind, time and content; brackfs versions
-/// shows which snapshots have the same version. Directories that are unchanged in the next newer snapshot are not read, so a
-/// search in all snapshots takes little longer than in one, and memory does not grow with their number.
+/// names with newlines. An entry of an older snapshot is not printed if a newer one has the same path with the same kind, time
+/// and content; brackfs versions shows which snapshots have the same version. Directories that are unchanged in the next newer
+/// snapshot are not read, so a search in all snapshots takes little longer than in one, and memory does not grow with their
+/// number.
 ///
 /// The exit code is 0 even if nothing is found, and 1 if something could not be read.
 #[derive(Debug, clap::Args)]

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -39,8 +39,8 @@ use crate::restore::{self, Conflict, Options};
 /// Attributes that you may not set, or that the file system does not support, are reported once at the end. Symbolic links
 /// below DIR are not followed. Access times are not restored.
 ///
-/// DIR must not be in the repository. With --conflict abort or skip, existing directories keep their owner, mode, times and attributes. With update or
-/// overwrite, they get those of the snapshot. The same holds for DIR unless it is empty.
+/// DIR must not be in the repository. With --conflict abort or skip, existing directories keep their owner, mode, times and
+/// attributes. With update or overwrite, they get those of the snapshot. The same holds for DIR unless it is empty.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -121,14 +121,27 @@ impl Args {
 /// Refuses to restore into the repository: files could replace its own.
 fn refuse_inside(repository: &Path, to: &Path) -> Result<()> {
     let (Ok(repository), Ok(to)) = (repository.canonicalize(), std::path::absolute(to)) else { return Ok(()) };
-    // Directories that do not exist yet will be in the nearest one that does.
-    let existing = to.ancestors().find_map(|above| above.canonicalize().ok());
     anyhow::ensure!(
-        !existing.is_some_and(|existing| existing.starts_with(&repository)),
+        !resolved(&to).starts_with(&repository),
         "cannot restore to {}: it is in the repository; choose a directory outside of it",
         to.display()
     );
     Ok(())
+}
+
+/// An absolute path without symbolic links and `..`. Parts that do not exist will be directories.
+fn resolved(path: &Path) -> PathBuf {
+    let mut resolved = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::ParentDir => _ = resolved.pop(),
+            part => {
+                resolved.push(part);
+                resolved = resolved.canonicalize().unwrap_or(resolved);
+            }
+        }
+    }
+    resolved
 }
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
@@ -202,7 +215,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         problems => {
             let entries = count(problems, "entry", "entries");
             match args.dry_run {
-                true => anyhow::bail!("{entries} could not be restored completely; the others could"),
+                true => anyhow::bail!("{entries} cannot be restored completely; the others can"),
                 false => anyhow::bail!("{entries} could not be restored completely; the others are restored"),
             }
         }
