@@ -291,6 +291,12 @@ fn a_passphrase_opens_a_repository_with_a_stored_key() {
         says(&run, words);
         assert_eq!(run.stdout, "");
     }
+    // Standard input may be the list that the loop of a script reads.
+    let mut list = fs::File::open(&file).unwrap();
+    let mut command = site.command(&["ls", "latest"]);
+    command.current_dir(site.keys()).env("BRACKFS_PASSPHRASE_COMMAND", "cat > taken; cat passphrase");
+    assert!(command.stdin(list.try_clone().unwrap()).output().unwrap().status.success());
+    assert_eq!(std::io::read_to_string(&mut list).unwrap(), "the right one\n");
     // A process in the background that keeps the pipes open.
     for (script, code) in [
         ("sleep 1000 & echo $! > sleeping; cat passphrase", 0),

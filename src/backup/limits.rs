@@ -143,7 +143,7 @@ impl Directories {
     }
 }
 
-/// Takes from what is left. False if that is less.
+/// Takes `count` from `left`. If there is less, takes nothing and returns false.
 fn take(left: &AtomicUsize, count: usize) -> bool {
     left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(count)).is_ok()
 }
@@ -156,7 +156,7 @@ pub(super) struct OpenAhead {
 }
 
 impl OpenAhead {
-    /// Takes the right to hold entries of the directory. False if too many are held.
+    /// Takes the right to hold this many entries of the directory. Returns false if too many are held.
     pub(super) fn take_entries(&mut self, count: usize) -> bool {
         let taken = take(&self.of.entries, count);
         self.entries += if taken { count } else { 0 };

@@ -99,7 +99,7 @@ impl Options {
         Ok(())
     }
 
-    /// What is wrong with the files of patterns: those that cannot be read, and each pattern that is not valid.
+    /// Reads the files of patterns. Returns an error for each file that cannot be read, and for each invalid pattern.
     pub fn check_files(&self) -> Vec<Error> {
         let check = |patterns: &[Pattern]| Patterns::new(Path::new("/"), patterns).err();
         let mut wrong = Vec::new();

@@ -20,7 +20,7 @@ use crate::format::RepositoryId;
 use crate::sys::owner::create_private;
 use crate::sys::{byte_lock, folder_of};
 
-/// The schema version, in SQLite's `user_version`. There are no migrations: other versions are refused.
+/// The version of the schema, stored in SQLite's `user_version`. A database of another version is refused.
 const SCHEMA: i64 = 11;
 
 /// SQLite's page cache of the connection that writes, in KiB.
@@ -227,7 +227,7 @@ pub(super) fn connect_to_read(path: &Path) -> Result<(Connection, Option<Stamp>)
                     && !is_writable(path) =>
             {
                 // Another process may be making or removing them.
-                let has_log = ["-wal", "-shm"].iter().any(|end| beside(path, end).exists());
+                let has_log = ["-wal", "-shm"].iter().any(|suffix| companion(path, suffix).exists());
                 if !has_log || begun.elapsed() >= PATIENCE {
                     break alone(path)?;
                 }
@@ -254,10 +254,10 @@ fn shared(path: &Path) -> rusqlite::Result<Connection> {
 /// Opens the file of the database without its log and without locks: a process that can write there may change it.
 fn alone(path: &Path) -> Result<(Connection, Option<Stamp>), Error> {
     let stamp = Stamp::of(path)?;
-    if File::open(beside(path, "-shm")).is_ok_and(|index| byte_lock::is_held(&index, IN_USE)) {
+    if File::open(companion(path, "-shm")).is_ok_and(|index| byte_lock::is_held(&index, IN_USE)) {
         return Err(Error::Busy { path: path.to_owned() });
     }
-    let log = beside(path, "-wal");
+    let log = companion(path, "-wal");
     match std::fs::metadata(&log) {
         Ok(found) if found.len() > 0 => return Err(Error::Unfinished { path: path.to_owned() }),
         Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(Error::File { path: log, source }),
@@ -274,11 +274,11 @@ fn is_writable(path: &Path) -> bool {
     accessat(CWD, folder_of(path), Access::WRITE_OK, AtFlags::EACCESS).is_ok()
 }
 
-/// The file of SQLite with this ending.
-fn beside(path: &Path, end: &str) -> PathBuf {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(end);
-    beside.into()
+/// The file that SQLite keeps next to a database under the same name with this suffix.
+fn companion(database: &Path, suffix: &str) -> PathBuf {
+    let mut path = database.as_os_str().to_owned();
+    path.push(suffix);
+    path.into()
 }
 
 /// The settings of all connections.
@@ -349,7 +349,7 @@ pub(super) mod tests {
         read(&|| {}).unwrap();
         let is_noticed = |result| matches!(result, Err(Error::Changed { .. }));
         assert!(is_noticed(read(&change)));
-        // What was read of both states does not fit together.
+        // The reader finds parts of two states, which is not damage.
         let whole = std::fs::read(&path).unwrap();
         assert!(is_noticed(read(&|| std::fs::write(&path, vec![7; whole.len()]).unwrap())));
         assert!(matches!(read(&|| {}), Err(Error::Damaged { .. })));

@@ -381,7 +381,7 @@ fn parse_host(text: &str) -> Result<String, String> {
 }
 
 impl Args {
-    /// Fails if the name of a target is among the paths, and there is no such file.
+    /// Refuses a path that is `@` and the name of a target, unless there is a file of that name.
     fn check_paths(&self, global: &Global) -> Result<()> {
         // Otherwise they are the words of a command.
         for path in self.paths.iter().filter(|_| self.stdin_filename.is_none()) {

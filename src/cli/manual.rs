@@ -234,7 +234,7 @@ pub fn environment(command: &Command, commands: &[Command]) -> Vec<(String, Stri
         ("BRACKFS_PASSPHRASE_FILE", "A file that holds the passphrase.\nNewlines at its end are ignored.", may_ask),
         (
             "BRACKFS_PASSPHRASE_COMMAND",
-            "A command, run by\n.BR sh ,\nthat writes the passphrase to standard output.\nThe file and the output may have at most 1 MiB.\nThe first of these three variables that is set and not empty is used; otherwise the passphrase is asked for at the terminal.",
+            "A command, run by\n.B sh\nwith an empty standard input, that writes the passphrase to standard output.\nThe file and the output may have at most 1 MiB.\nThe first of these three variables that is set and not empty is used; otherwise the passphrase is asked for at the terminal.",
             may_ask,
         ),
         ("GNUPGHOME", "The directory of gpg, if gpg has the secret key.", root || has(command, "key")),

@@ -185,7 +185,7 @@ pub fn main() -> ExitCode {
         None => log::start(global.log.as_deref()).and_then(|()| log::around(command.name(), || run(&command, &global))),
     };
     let result = match result {
-        // What the command would have printed is no longer wanted, but problems found before that count.
+        // Nobody reads the rest of the output. Problems that were reported before still count.
         Err(error) if exit::is_broken_pipe(&error) => exit::of_problems(terminal::reported_problems()),
         other => other,
     };

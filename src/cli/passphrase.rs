@@ -100,7 +100,8 @@ fn from_command(command: OsString, name: &str) -> Result<Vec<u8>> {
     let failed = |error: io::Error| NoSecret(format!("{name}: cannot run sh: {error}"));
     let (secret, end) = OutputPipe::new(SECRET as usize).map_err(failed)?;
     let mut shell = Command::new("sh");
-    shell.arg("-c").arg(command).stdin(Stdio::inherit()).stdout(end);
+    // It can ask at /dev/tty. Standard input belongs to this program, or to the loop of a script.
+    shell.arg("-c").arg(command).stdin(Stdio::null()).stdout(end);
     let mut said = None;
     if output::is_json() {
         let (lines, end) = LinePipe::new().map_err(failed)?;
@@ -116,7 +117,7 @@ fn from_command(command: OsString, name: &str) -> Result<Vec<u8>> {
         }
         said.iter_mut().for_each(|lines| lines.take(&say));
         if secret.is_full() {
-            // It may have ended by now. Programs that it has started end when they find the pipe closed.
+            // It may have ended by now. The programs that it has started end when they write to the closed pipe.
             let _ = child.kill();
         }
         thread::sleep(POLL);

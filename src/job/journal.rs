@@ -32,7 +32,7 @@ const RUNS_ON: i64 = -1;
 const KILLED_RUN: u8 = 137;
 /// The message of a step whose process ended without a result.
 const KILLED: &str = "interrupted: it was killed, or the machine stopped";
-/// The schema version, in SQLite's `user_version`. There are no migrations: other versions are refused.
+/// The version of the schema, stored in SQLite's `user_version`. A database of another version is refused.
 const SCHEMA: i64 = 2;
 /// How long another process may hold the journal.
 const BUSY: Duration = Duration::from_secs(10);

@@ -169,20 +169,12 @@ pub fn predict(
     stop: &AtomicBool,
 ) -> Result<Summary, Error> {
     session::look(repository, state, monitor, stop, |catalog| {
-        predict_from(&catalog, repository, state, options, monitor, stop)
+        let access = host_access(&host_key(state)?)?;
+        predict_from(&catalog, &Inventory { repository, access: &access, monitor, stop }, options)
     })
 }
 
-fn predict_from(
-    catalog: &Catalog,
-    repository: &Repository,
-    state: &RepositoryState,
-    options: &Options,
-    monitor: &dyn Monitor,
-    stop: &AtomicBool,
-) -> Result<Summary, Error> {
-    let access = host_access(&host_key(state)?)?;
-    let inventory = Inventory { repository, access: &access, monitor, stop };
+fn predict_from(catalog: &Catalog, inventory: &Inventory<'_>, options: &Options) -> Result<Summary, Error> {
     let generations = inventory.generations(catalog)?;
     let Some(last) = generations.last.first() else { return Err(Error::NothingYet) };
     if let Some(doubt) = inventory.doubt_of_listings(catalog, last)? {

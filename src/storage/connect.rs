@@ -45,7 +45,7 @@ struct Question {
 /// wait for the look-up that is under way instead of starting another one.
 static ASKED: Mutex<BTreeMap<String, Arc<Question>>> = Mutex::new(BTreeMap::new());
 
-/// Looks up the addresses of a host. The thread that asks is left behind if there is no answer in time.
+/// Looks up the addresses of a host in another thread. If there is no answer in time, that thread is not waited for.
 pub(super) fn look_up(host: &str, port: u16, time: Duration, interrupt: &Interrupt) -> Addresses {
     look_up_with(host, port, time, interrupt, ask)
 }
@@ -164,7 +164,7 @@ struct Attempts<'a> {
     next: Instant,
     /// Sockets that have no answer yet.
     sockets: Vec<OwnedFd>,
-    /// The first error, but that an address is unreachable only if there is no other.
+    /// The first error. "Unreachable" is kept only as long as there is no other one.
     error: Option<io::Error>,
 }
 
@@ -191,7 +191,7 @@ impl Attempts<'_> {
             _ => self.next.saturating_duration_since(Instant::now()),
         };
         let time = time.min(until_next);
-        let time = Timespec { tv_sec: 0, tv_nsec: time.subsec_nanos().into() };
+        let time = Timespec::try_from(time).unwrap_or_default();
         let mut polled: Vec<_> = self.sockets.iter().map(|socket| PollFd::new(socket, PollFlags::OUT)).collect();
         match poll(&mut polled, Some(&time)) {
             Ok(0) | Err(Errno::INTR) => return Ok(None),

@@ -284,7 +284,8 @@ impl<'t> OpenPacks<'t> {
         OpenPacks { packs, data, tree, full, stop, cut_off: CutOff::default() }
     }
 
-    /// The same. The time begins when a waiting thread first notices the interrupt.
+    /// Whether the run was interrupted, and its time for uploads is over. That begins when a waiting thread first notices the
+    /// interrupt.
     fn is_cut_off(&self) -> bool {
         if self.stop.load(Ordering::Relaxed) {
             self.cut_off.set(LAST_UPLOADS);

@@ -21,14 +21,9 @@ pub(super) struct SiblingsAhead {
 
 /// Neighbouring directories in order.
 pub(super) struct Siblings {
-    waiting: VecDeque<Sibling>,
+    /// Those that helpers may look into.
+    waiting: VecDeque<OsString>,
     sent: VecDeque<Sent>,
-}
-
-struct Sibling {
-    name: OsString,
-    /// Helpers may look into it.
-    may_be_ahead: bool,
 }
 
 /// A piece of work for the helpers.
@@ -68,12 +63,12 @@ impl SiblingsAhead {
 impl Siblings {
     /// The directories among some entries of `here`.
     pub(super) fn of(here: &Here<'_>, entries: &[StatEntry], context: &WalkContext) -> Self {
-        let directories = entries.iter().filter(|entry| entry.stat.kind == Kind::Directory);
-        let waiting = directories.map(|StatEntry { name, stat, mounted, .. }| {
+        let may_be_ahead = |StatEntry { name, stat, mounted, .. }: &&StatEntry| {
             let part = here.place.part.child(name);
             let is_inside = mounted.is_none() && context.rules.is_inside(stat, here.place.borders.device);
-            Sibling { name: name.clone(), may_be_ahead: is_inside && part.whole && !part.leads_further() }
-        });
+            stat.kind == Kind::Directory && is_inside && part.whole && !part.leads_further()
+        };
+        let waiting = entries.iter().filter(may_be_ahead).map(|entry| entry.name.clone());
         Siblings { waiting: waiting.collect(), sent: VecDeque::new() }
     }
 
@@ -108,14 +103,11 @@ impl Siblings {
         Ok(here.take_below(name))
     }
 
-    /// The next directories, at most `count`, that helpers may look into and have not.
+    /// The next directories, at most `count`, that helpers have not looked into.
     fn take_unread(&mut self, here: &Here<'_>, context: &WalkContext, count: usize) -> Vec<Unread> {
         let waiting = std::iter::from_fn(|| self.waiting.pop_front());
-        let unread = waiting.filter(|Sibling { name, may_be_ahead }| *may_be_ahead && !here.is_read_below(name));
-        unread
-            .take(count)
-            .map(|Sibling { name, .. }| Unread { ground: ground_of(here.place.child(&name), context), name })
-            .collect()
+        let unread = waiting.filter(|name| !here.is_read_below(name)).take(count);
+        unread.map(|name| Unread { ground: ground_of(here.place.child(&name), context), name }).collect()
     }
 }
 
