@@ -5,6 +5,7 @@
 mod common;
 
 use std::fs;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -216,6 +217,32 @@ fn after_any_error_of_the_disk_a_prune_ends_with_a_message_and_loses_nothing() {
         }
     });
     assert!(refused > 0, "nothing was ever refused");
+}
+
+#[test]
+fn a_run_that_cannot_open_or_list_once_says_why_or_succeeds() {
+    let (disk, mut ordeal) = on_disk(Random::new(1, "a run that cannot open"));
+    ordeal.forget();
+    let runs: [fn(&mut Ordeal) -> Command; 2] = [|ordeal| ordeal.prune_command(), |ordeal| ordeal.command()];
+    for (command, operation) in runs.into_iter().flat_map(|run| [(run, Operation::Open), (run, Operation::List)]) {
+        for nth in 1.. {
+            disk.refuse(operation, nth, Errno::IO.raw_os_error(), true);
+            let end = run(command(&mut ordeal));
+            let hits = disk.relent();
+            ordeal.look();
+            if hits == 0 {
+                assert!(end.code == 0 && nth > 4, "{operation:?} {nth}\n{end}");
+                break;
+            }
+            match end.code {
+                0 => {}
+                1 => says_why(&end),
+                _ => panic!("{operation:?} {nth}\n{end}"),
+            }
+            assert!(!end.stderr.contains("another machine"), "{operation:?} {nth}\n{end}");
+        }
+    }
+    ordeal.holds_after_prune();
 }
 
 #[test]

@@ -14,13 +14,40 @@ use crate::format::name::{self, GenerationName};
 use crate::repository::{self, Access};
 use crate::storage::ErrorKind;
 
+/// An object in the folder of generations that does not verify.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Strange {
+    /// The generation that it is named as.
+    pub name: GenerationName,
+    /// In bytes.
+    pub length: u64,
+    /// Why it cannot be read; `None` if it was read.
+    pub unread: Option<String>,
+}
+
+impl Strange {
+    /// An object whose verification ended with `error`.
+    pub fn new((name, length): (GenerationName, u64), error: &repository::Error) -> Strange {
+        let unread = matches!(error, repository::Error::Target(_)).then(|| error.to_string());
+        Strange { name, length, unread }
+    }
+
+    /// Why nothing may be removed while the object is there.
+    pub fn doubt(&self) -> String {
+        match &self.unread {
+            Some(error) => error.clone(),
+            None => format!("cannot verify {}; another machine may have written it", self.name.object()),
+        }
+    }
+}
+
 /// The content of the folder of generations.
 #[derive(Debug, Default)]
 pub struct Generations {
     /// The generations that verify and have the highest number. There are several if runs began at the same time.
     pub last: Vec<Generation>,
-    /// Names and lengths (in bytes) of objects that do not verify and whose number is at least that, ascending.
-    pub strange: Vec<(GenerationName, u64)>,
+    /// The objects that do not verify and whose number is at least that, ascending.
+    pub strange: Vec<Strange>,
     /// The newly found ones among them that cannot verify while their length stays the same.
     pub learnt: Vec<(GenerationName, u64)>,
 }
@@ -41,27 +68,40 @@ impl Generations {
     fn add(&mut self, generation: Generation) {
         let number = generation.number;
         self.last.retain(|last| last.number == number);
-        self.strange.retain(|(name, _)| name.number >= number);
+        // A first attempt to read it may have failed.
+        let own = generation.name();
+        self.strange.retain(|strange| strange.name.number >= number && strange.name != own);
         self.last.push(generation);
     }
 
     /// Adds an object that does not verify.
-    fn add_strange(&mut self, name: GenerationName, length: u64) {
-        if name.number >= self.number() && self.strange.iter().all(|(known, _)| *known != name) {
-            self.strange.push((name, length));
-            self.strange.sort_unstable();
+    fn add_strange(&mut self, strange: Strange) {
+        if strange.name.number >= self.number() && self.strange.iter().all(|known| known.name != strange.name) {
+            self.strange.push(strange);
+            self.strange.sort_unstable_by_key(|strange| strange.name);
         }
     }
 
-    /// A warning about objects that do not verify, or `None` if there are none.
-    pub fn warning(&self) -> Option<String> {
-        let (last, _) = self.strange.last()?;
-        Some(format!(
-            "cannot verify {} in {} (such as {}): another machine with a host key of its own became the writer, or they do not belong there. The backup continues, but removes nothing while they exist",
-            objects(self.strange.len() as u64),
-            name::GENERATION,
-            last.object(),
-        ))
+    /// Warnings about objects that do not verify.
+    pub fn warnings(&self) -> Vec<String> {
+        let (unread, read): (Vec<_>, Vec<_>) = self.strange.iter().partition(|strange| strange.unread.is_some());
+        let mut warnings = Vec::new();
+        if let Some(last) = read.last() {
+            warnings.push(format!(
+                "cannot verify {} in {} (such as {}): another machine with a host key of its own became the writer, or they do not belong there. The backup continues, but removes nothing while they exist",
+                objects(read.len() as u64),
+                name::GENERATION,
+                last.name.object(),
+            ));
+        }
+        if let Some(error) = unread.last().and_then(|last| last.unread.as_ref()) {
+            let others = match unread.len() as u64 - 1 {
+                0 => String::new(),
+                others => format!(" (and {} more)", objects(others)),
+            };
+            warnings.push(format!("{error}{others}. The backup continues, but removes nothing while this is so"));
+        }
+        warnings
     }
 }
 
@@ -90,7 +130,10 @@ impl Inventory<'_> {
                 // It is gone, or never was there.
                 Err(repository::Error::Target(error)) if error.kind == ErrorKind::NotFound => {}
                 Err(error @ repository::Error::Target(_)) => return Err(error.into()),
-                Err(_) => found.add_strange(name, self.repository.target().length(&name.object())?),
+                Err(error) => {
+                    let length = self.repository.target().length(&name.object())?;
+                    found.add_strange(Strange::new((name, length), &error));
+                }
             }
         }
         Ok(found)
@@ -105,6 +148,7 @@ impl Inventory<'_> {
             if name.number < found.number() {
                 break;
             }
+            let mut unread = None;
             if known.binary_search(&(name, length)).is_err() {
                 match self.access.generation(self.repository, name) {
                     Ok(Generation { role: Role::Other(role), .. }) => {
@@ -120,11 +164,11 @@ impl Inventory<'_> {
                     Err(error @ repository::Error::Target(_)) if !self.repository.is_there() => {
                         return Err(error.into());
                     }
-                    Err(repository::Error::Target(_)) => {}
+                    Err(error @ repository::Error::Target(_)) => unread = Some(error.to_string()),
                     Err(_) => found.learnt.push((name, length)),
                 }
             }
-            found.strange.push((name, length));
+            found.strange.push(Strange { name, length, unread });
         }
         found.strange.reverse();
         Ok(found)

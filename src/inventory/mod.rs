@@ -35,7 +35,7 @@ mod verify;
 pub use context::{Inventory, host_access, host_key};
 pub use divergence::Divergence;
 pub use error::Error;
-pub use generations::Generations;
+pub use generations::{Generations, Strange};
 pub use rebuild::rebuild;
 pub use recheck::{READ_AGAIN, Rechecked};
 pub use recipients::Renewed;

@@ -7,6 +7,7 @@ use crate::catalog::Catalog;
 use crate::format::generation::{Generation, Role};
 use crate::format::id::RunId;
 use crate::format::name::{self, GenerationName};
+use crate::inventory::Strange;
 use crate::repository::{self, Access, Ahead, Repository, Writer};
 use crate::storage::ErrorKind;
 
@@ -14,8 +15,8 @@ use crate::storage::ErrorKind;
 pub(super) struct Rivals<'a> {
     pub(super) repository: &'a Repository,
     pub(super) access: &'a Access,
-    /// Names and lengths of objects that do not verify.
-    pub(super) strange: Vec<(GenerationName, u64)>,
+    /// Objects that do not verify.
+    pub(super) strange: Vec<Strange>,
 }
 
 impl Rivals<'_> {
@@ -24,7 +25,8 @@ impl Rivals<'_> {
         let mut listed = false;
         for (name, length) in self.repository.generations()? {
             listed |= name == own;
-            if name.number < own.number || name == own || self.strange.contains(&(name, length)) {
+            let is_known = |strange: &Strange| (strange.name, strange.length) == (name, length);
+            if name.number < own.number || name == own || self.strange.iter().any(is_known) {
                 continue;
             }
             match self.access.generation(self.repository, name) {
@@ -32,7 +34,7 @@ impl Rivals<'_> {
                 // It may be that of a rival.
                 Err(error) if is_unknown(&error) => return Err(error.into()),
                 // Anyone may have created it.
-                Err(_) => self.strange.push((name, length)),
+                Err(error) => self.strange.push(Strange::new((name, length), &error)),
             }
         }
         Ok(listed)

@@ -17,7 +17,7 @@ use crate::crypt::{Certificate, SecretKey, Signer};
 use crate::format::generation::Generation;
 use crate::format::id::RunId;
 use crate::format::name::{self, GenerationName};
-use crate::inventory::{self, Divergence, Inventory, host_access, host_key};
+use crate::inventory::{self, Divergence, Inventory, Strange, host_access, host_key};
 use crate::monitor::Monitor;
 use crate::repository::{Access, Repository, Writer};
 use crate::source::now;
@@ -66,8 +66,8 @@ pub struct Session<'r> {
     trust: Trust,
     /// Opens documents that this machine signed and may read.
     access: Access,
-    /// Names and lengths of generations, at or above the last one, that do not verify.
-    strange: Mutex<Vec<(GenerationName, u64)>>,
+    /// Objects at or above the last generation that do not verify.
+    strange: Mutex<Vec<Strange>>,
     /// Earlier runs that wrote and did not finish.
     unfinished: Vec<RunId>,
     /// The last generation before this run.
@@ -339,8 +339,8 @@ impl<'r> Session<'r> {
             ));
         }
         let strange = self.strange.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((name, _)) = strange.first() {
-            return Ok(Some(format!("cannot verify {}; another machine may have written it", name.object())));
+        if let Some(first) = strange.first() {
+            return Ok(Some(first.doubt()));
         }
         drop(strange);
         let Some(last) = &self.last else { return Ok(Some(NOTHING_YET.into())) };
@@ -372,8 +372,8 @@ struct RunNumber {
     generation: u64,
     /// The last generation before it.
     last: Option<Generation>,
-    /// Names and lengths of objects, at or above the last generation, that do not verify.
-    strange: Vec<(GenerationName, u64)>,
+    /// Objects at or above the last generation that do not verify.
+    strange: Vec<Strange>,
     /// The repository is not as the catalog knows it.
     diverged: bool,
     /// See [`inventory::Reconciled::is_outdated`].
@@ -387,7 +387,7 @@ fn choose_number(inventory: &Inventory<'_>, catalog: &mut Catalog, above: u64) -
     let (known, _) = catalog.runs()?;
     let generations = inventory.generations(catalog)?;
     catalog.note_strange_generations(&generations.learnt)?;
-    if let Some(warning) = generations.warning() {
+    for warning in generations.warnings() {
         monitor.note(&warning);
     }
     let divergence = generations.divergence(catalog)?;
