@@ -1,5 +1,6 @@
 //! Quantities as users write them, on the command line and in configuration files.
 
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 /// Parses a size: a number of bytes, or a number with K, M, G or T (KiB, KB and kb mean the same as K). The number may have a
@@ -25,6 +26,12 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
         (whole.parse().map_err(|_| expected())?, fraction.parse().map_err(|_| expected())?);
     let bytes = (u128::from(whole) << shift) + (fraction << shift) / scale;
     u64::try_from(bytes).map_err(|_| "the size is too large".to_owned())
+}
+
+/// Parses a rate in bytes per second: a size, to which /s may be added.
+pub fn parse_rate(text: &str) -> Result<NonZeroU64, String> {
+    let size = parse_size(text.strip_suffix("/s").unwrap_or(text))?;
+    NonZeroU64::new(size).ok_or_else(|| "must not be 0".to_owned())
 }
 
 /// Parses a duration: a number of seconds, or numbers with units (500ms, 5s, 10m, 1h30m, 2d, 1w). A day has 24 hours.
@@ -61,6 +68,17 @@ mod tests {
         assert_eq!([".5G", "100 MB", "3 GiB"].map(read), [1 << 29, 100 << 20, 3 << 30].map(Ok));
         for bad in ["", "G", ".", ".G", "1.", "1.2.3", "-1", "5 parsecs", "16777216T", "99999999999999999999"] {
             assert!(parse_size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn rates() {
+        assert_eq!(
+            ["2MiB", "2MiB/s", "5"].map(|text| parse_rate(text).map(NonZeroU64::get)),
+            [2 << 20, 2 << 20, 5].map(Ok)
+        );
+        for bad in ["0", "0/s", "/s", "2MiB/m", "2MiB/s/s"] {
+            assert!(parse_rate(bad).is_err(), "{bad}");
         }
     }
 

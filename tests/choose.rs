@@ -451,6 +451,14 @@ fn a_source_may_lose_only_a_part_of_its_files() {
 }
 
 #[test]
+fn the_first_backup_of_a_source_without_files_is_noted() {
+    let site = with_names(&[]);
+    let first = site.backup(&[]).ok();
+    says(&first, "there are no files in it; if that is not meant, check that its file system is mounted");
+    assert_eq!(site.backup(&[]).ok().stderr, "");
+}
+
+#[test]
 fn excluding_everything_does_not_count_as_an_empty_directory() {
     let site = with_names(&["a", "d/b"]);
     let paths = ["a", "d"].map(|name| site.source().join(name).display().to_string());

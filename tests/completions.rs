@@ -272,6 +272,9 @@ fn targets_and_mounts_are_completed() {
     let configured = [("BRACKFS_CONFIG", config.as_path()), ("BRACKFS_REPOSITORY", Path::new("elsewhere"))];
     assert_eq!(offered_with(&site, "ls --repo mi", &configured), ["mine"]);
     assert_eq!(offered_with(&site, "ls @mine la", &configured), ["latest"]);
+    // bash completes what is behind the @.
+    assert_eq!(offered_with(&site, "ls @mi", &configured), ["mine"]);
+    assert_eq!(offered_with(&site, "init @", &configured), ["mine"]);
     assert_eq!(offered_with(&site, "run ho", &configured), ["home"]);
     // Directories are repositories, too.
     assert_eq!(offered(&site, "ls --repo rep"), ["repo/"]);

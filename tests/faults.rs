@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -159,6 +160,49 @@ fn lists_and_syncs_of_an_unreliable_disk_are_complete_or_fail() {
     });
     disk.falter(0, random);
     assert_eq!(list().map(Result::unwrap), all);
+}
+
+#[test]
+fn data_that_an_unreadable_run_may_have_removed_is_stored_again() {
+    let (disk, mut ordeal) = on_disk(Random::new(1, "an unreadable run"));
+    let site = ordeal.site.clone();
+    let (at, content) = (site.source().join("x"), ordeal.random.bytes(3 << 20));
+    let write = || {
+        fs::write(&at, &content).unwrap();
+        common::set_time(&at, common::AGED, 0);
+    };
+    write();
+    site.backup(&[]).ok();
+    fs::remove_file(&at).unwrap();
+    site.backup(&[]).ok();
+    let names = || -> BTreeSet<_> {
+        let entries = fs::read_dir(site.repo().join("generation")).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    };
+    let known = names();
+    // Another machine with a copy of the state removes the data.
+    let copy = site.path().join("disk/copy");
+    let copied = Command::new("cp").arg("-a").arg(site.path().join("disk/state")).arg(&copy).status().unwrap();
+    assert!(copied.success());
+    for arguments in [&["forget", "--keep-last", "1", "--force"][..], &["prune", "--grace", "0", "--max-waste", "0"]] {
+        let mut command = site.command(arguments);
+        run({
+            command.env("BRACKFS_STATE_DIR", &copy);
+            command
+        })
+        .ok();
+    }
+    write();
+    let newer: Vec<_> = names().difference(&known).map(|name| format!("/repo/generation/{name}")).collect();
+    assert!(newer.len() >= 2, "{newer:?}");
+    disk.refuse_to_open(newer);
+    let told = site.backup(&[]).ok();
+    assert!(told.stderr.contains("Input/output error") && told.stderr.contains("missing"), "{told}");
+    disk.refuse_to_open(Vec::new());
+    site.brackfs(&["check", "--read-data"]).ok();
+    let out = site.path().join("out");
+    site.brackfs(&["restore", "latest:x", "--to", out.to_str().unwrap()]).ok();
+    assert_eq!(fs::read(out.join("x")).unwrap(), content);
 }
 
 /// System calls that write, on a file system with unnamed files.

@@ -9,7 +9,7 @@ use std::fs::{self, File, Permissions};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -635,7 +635,7 @@ fn a_url_is_told_the_beginning_and_the_exit_code() {
     let report = |more: &str| world.configure(&format!("[report]\nping = {{ url = {{ file = \"url\" }}{more} }}\n"));
     report("");
     world.brackfs(&["run", "etc"]).ok();
-    report(", send-summary = true");
+    report(", send-log = true");
     fs::remove_file(world.path("source/etc/one")).unwrap();
     world.brackfs(&["run", "etc"]).code(3);
     // A dry run tells nobody.
@@ -797,6 +797,56 @@ fn mistakes_are_all_named_with_their_places_and_code_2() {
 }
 
 #[test]
+fn a_backup_without_a_path_is_one_of_the_configured_sources() {
+    let world = World::new();
+    world.configure("");
+    world.brackfs(&["backup", "@near"]).ok();
+    assert_eq!(["near", "far"].map(|target| world.snapshots(target, "etc")), [1, 0]);
+    world.brackfs(&["backup", "--repo", "far", "--dry-run"]).ok();
+    let json = world.brackfs(&["backup", "--json"]).ok();
+    assert_eq!(json.stdout.lines().filter(|line| line.contains("\"step\":\"backup\"")).count(), 4, "{json}");
+    assert_eq!(["near", "far"].map(|target| world.snapshots(target, "home")), [2, 1]);
+    let lost = world.brackfs(&["backup", "--exclude", "x"]).code(2);
+    assert!(lost.stderr.contains("--exclude has no effect on the sources of the configuration"), "{lost}");
+    let path = world.path("near").display().to_string();
+    let strange = world.brackfs(&["backup", "--repo", &path]).code(2);
+    assert!(strange.stderr.contains("is no target of the configuration"), "{strange}");
+    world.write_config("[target.near]\nrepository = \"/x\"\n[target.far]\nrepository = \"/y\"\n[source.a]\npaths = [\"/z\"]\nto = [\"far\"]\n");
+    let unused = world.brackfs(&["backup", "@near"]).code(2);
+    assert!(unused.stderr.contains("no source of the configuration is backed up to near"), "{unused}");
+}
+
+#[test]
+fn a_repository_must_be_encrypted_to_the_configured_recipients() {
+    let world = World::new();
+    let other = world.path("other");
+    let mut generate = world.site.command(&["key", "generate", "--output", other.to_str().unwrap()]);
+    generate.env("BRACKFS_PASSPHRASE", "secret");
+    run(generate).ok();
+    let configure = |certificates: &[&Path]| {
+        let [near, source] = ["near", "source"].map(|name| world.path(name));
+        world.write_config(&format!(
+            "[target.near]\nrepository = {near:?}\nrecipients = {certificates:?}\n\
+             [source.etc]\npaths = [\"{}/etc\"]\nto = [\"near\"]\n",
+            source.display()
+        ));
+    };
+    let (owner, other) = (world.site.keys().join("owner.pub"), world.path("other.pub"));
+    configure(&[&owner]);
+    world.brackfs(&["run", "--only", "backup"]).ok();
+    for wrong in [&[other.as_path()][..], &[&owner, &other], &[]] {
+        configure(wrong);
+        let refused = world.brackfs(&["run", "--only", "backup"]).code(1);
+        assert!(refused.stderr.contains("the repository is encrypted to"), "{refused}");
+    }
+    configure(&[&world.path("none")]);
+    let missing = world.brackfs(&["run", "--only", "backup"]).code(1);
+    assert!(missing.stderr.contains("cannot read the certificate") && missing.stderr.contains("/none"), "{missing}");
+    configure(&[&owner]);
+    assert_eq!(world.snapshots("near", "etc"), 1);
+}
+
+#[test]
 fn settings_are_shown_with_their_places() {
     let world = World::new();
     world.configure("[source.more]\ninherit = \"home\"\nexclude = [\"*.o\"]\n");
@@ -809,7 +859,18 @@ fn settings_are_shown_with_their_places() {
         )),
         "{shown}"
     );
+    let tables =
+        "[[hook]]\non = [\"before\"]\nrun = [\"true\"]\n\n[check]\nevery = \"3d\"\n\n[report]\nmetrics = \"/x\"\n";
+    world.configure(&format!("[source.more]\ninherit = \"home\"\nexclude = [\"*.o\"]\n{tables}"));
+    let shown = world.brackfs(&["config", "show"]).ok().stdout;
+    let plain = shown.lines().map(|line| line.split("  # ").next().unwrap_or_default()).collect::<Vec<_>>().join("\n");
+    assert!(plain.ends_with(tables.trim_end()) || plain.trim_end().ends_with(tables.trim_end()), "{shown}");
     let json: Value = serde_json::from_str(&world.brackfs(&["config", "show", "--json"]).ok().stdout).unwrap();
+    assert_eq!(json["hooks"][0]["run"]["value"], "[\"true\"]");
+    assert_eq!(
+        (&json["check"]["every"]["value"], &json["report"]["metrics"]["value"]),
+        (&"\"3d\"".into(), &"\"/x\"".into())
+    );
     assert_eq!(json["sources"]["more"]["exclude"]["value"], "[\"*.o\"]");
     assert_eq!(json["sources"]["more"]["exclude"]["from"], format!("{}:13:11", file.display()));
     assert_eq!(json["targets"]["near"]["repository"]["value"], format!("\"{}\"", world.path("near").display()));
@@ -848,13 +909,10 @@ fn steps_run_with_the_priority_of_their_source() {
             "[source.{name}]\ncommand = [\"sh\", \"-c\", \"nice; ionice -p $$\"]\nfilename = \"x\"\nto = [\"near\"]\n{more}"
         )
     };
-    let sources = [
-        ("low", "nice = 15\nio-class = \"idle\"\n"),
-        ("high", "nice = 0\nio-class = \"best-effort 0\"\n"),
-        ("usual", ""),
-    ];
+    let sources =
+        [("low", "nice = 15\nio = \"idle\"\n"), ("high", "nice = 0\nio = \"best-effort 0\"\n"), ("usual", "")];
     let sources: String = sources.into_iter().map(|(name, more)| source(name, more)).collect();
-    world.configure(&format!("{sources}[defaults]\nnice = 7\nio-class = \"best-effort 6\"\n"));
+    world.configure(&format!("{sources}[defaults]\nnice = 7\nio = \"best-effort 6\"\n"));
     world.brackfs(&["config", "check"]).ok();
     world.brackfs(&["run", "low", "high", "usual", "--only", "backup"]).ok();
     // The tests may run with a lower priority.
@@ -867,7 +925,7 @@ fn steps_run_with_the_priority_of_their_source() {
     expect("high", 0, "best-effort: prio 0");
     expect("usual", 7, "best-effort: prio 6");
     let shown = world.brackfs(&["config", "show"]).ok();
-    assert!(shown.stdout.contains("nice = 15") && shown.stdout.contains("io-class = \"idle\""), "{shown}");
+    assert!(shown.stdout.contains("nice = 15") && shown.stdout.contains("io = \"idle\""), "{shown}");
 }
 
 #[test]

@@ -61,6 +61,40 @@ fn restores(site: &Site, environment: &[(&str, &str)]) {
 }
 
 #[test]
+fn a_new_repository_of_a_known_target_gets_its_first_backup() {
+    let site = site();
+    let first = setup(&site, &answers(&site)).ok();
+    for text in ["to do: forget old snapshots by its rule: keep = {", "to do: leave out what it excludes: exclude"] {
+        assert!(first.stderr.contains(text), "{text}\n{first}");
+    }
+    assert!(fs::read_to_string(config(&site)).unwrap().contains("\n[check]\n"));
+    let listed = |count: usize| {
+        let listed = run(command(&site, &["snapshots", "--json"])).ok().stdout;
+        assert_eq!(serde_json::from_str::<Vec<serde_json::Value>>(&listed).unwrap().len(), count);
+    };
+    listed(1);
+    run(command(&site, &["status"])).ok();
+    // Another place, and a lost repository.
+    let moved = site.path().join("moved");
+    let text = fs::read_to_string(config(&site)).unwrap();
+    let text = text.replace(&site.repo().display().to_string(), &moved.display().to_string());
+    fs::write(config(&site), text).unwrap();
+    let mut again = answers(&site);
+    again[4] = moved.display().to_string();
+    for _ in 0..2 {
+        let made = setup(&site, &again).ok();
+        assert!(made.stderr.contains("to do: make the first backup of"), "{made}");
+        listed(1);
+        run(command(&site, &["status"])).ok();
+        fs::remove_dir_all(&moved).unwrap();
+    }
+    // By hand: the former record does not count.
+    let certificate = site.keys().join("owner.pub").display().to_string();
+    run(command(&site, &["init", "@disk", "--recipient", &certificate])).ok();
+    run(command(&site, &["status"])).code(3);
+}
+
+#[test]
 fn options_answer_all_questions_and_a_second_run_changes_nothing() {
     let site = site();
     let run = setup(&site, &answers(&site)).ok();

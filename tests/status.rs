@@ -122,7 +122,8 @@ fn the_code_is_of_the_worst_backup_and_no_target_is_opened() {
     assert_eq!(machine.states(2), ["etc LATE", "home FAILED"]);
     machine.brackfs(&["status", "etc"]).code(1);
     machine.brackfs(&["status", "etc", "--max-age", "3d"]).code(0);
-    let unknown = machine.brackfs(&["status", "hmoe"]).code(2);
+    let unknown = machine.brackfs(&["status", "hmoe"]).code(64);
+    machine.brackfs(&["status", "--no-such"]).code(64);
     assert!(unknown.stdout.is_empty() && unknown.stderr.contains("did you mean home?"), "{unknown}");
 }
 

@@ -109,7 +109,7 @@ pub trait Archive: Send + Sync {
             walked = format!("{walked}/{}", String::from_utf8_lossy(name));
             let found = self.lookup(&directory, name)?;
             at = found.ok_or_else(|| {
-                Error::NotFound(format!("the snapshot has no {walked}; `brackfs ls` lists its content"))
+                Error::NotFound(format!("the snapshot has no {walked}; `brackfs ls SNAP` lists its content"))
             })?;
         }
         Ok(at)

@@ -12,7 +12,7 @@ use tracing::debug;
 use super::calls::Calls;
 use super::error::Error;
 use super::glance::Glance;
-use super::limits::{files_at_once, workers};
+use super::limits::{Directories, may_count_ahead, small_reading, workers};
 use super::options::{Options, RunPolicy};
 use super::pipeline::{Follower, Pipeline, Readers, Watch};
 use super::preview::Preview;
@@ -42,7 +42,7 @@ use crate::inventory::host_key;
 use crate::monitor::{Monitor, Silent, Total};
 use crate::repository::Repository;
 use crate::session::{self, Checks, LOOK_AGAIN, Mend, Priority, Publisher, Session, look};
-use crate::source::{Chunker, Inode, MountTable, now};
+use crate::source::{Chunker, Inode, MountTable, WholeReader, now};
 use crate::state::{Lock, RepositoryState};
 
 /// Makes a backup, or a dry run of one. `state` is the machine's state directory. `begins` receives the name of the source,
@@ -222,7 +222,7 @@ impl<'a> Invocation<'a> {
         let past = catalog.past()?;
         // The walk has a connection of its own.
         drop(catalog);
-        self.walk(self.watch, past, source, preview)
+        self.walk(self.watch, past, source, Directories::of_process(), preview)
     }
 
     /// Returns the result of a backup that finds the source as in its last snapshot, and has nothing else to do. `None` if a
@@ -252,7 +252,7 @@ impl<'a> Invocation<'a> {
         let watch = Watch { monitor: &Silent, ..self.watch };
         let past = catalog.past()?;
         drop(catalog);
-        let summary = self.walk(watch, past, Some(source), glance)?;
+        let summary = self.walk(watch, past, Some(source), Directories::of_process(), glance)?;
         // Another backup may have changed the catalog during the walk, and then failed.
         let (_, now) = open()?.read(|catalog| self.last_snapshot(&catalog))?;
         if now.name == last.name { Ok(summary) } else { Err(Error::Changed) }
@@ -277,6 +277,7 @@ impl<'a> Invocation<'a> {
         watch: Watch<'_>,
         past: Past,
         source: Option<SourceRow>,
+        directories: Directories,
         follower: impl Follower,
     ) -> Result<Summary, Error> {
         let ahead = Readahead::default();
@@ -288,6 +289,7 @@ impl<'a> Invocation<'a> {
                 past,
                 rules: self.rules(),
                 readers: None,
+                directories: Arc::new(directories),
                 started: self.started,
                 watch,
                 ahead: &ahead,
@@ -339,8 +341,9 @@ impl<'a> Invocation<'a> {
         lost_packs: &mut u64,
     ) -> Result<(Session<'s>, Catalog), Error> {
         let Watch { monitor, stop, .. } = self.watch;
-        let RunPolicy { recheck, daily_at, early, .. } = &self.options.policy;
-        let checks = Checks { mend, recheck: *recheck, daily_at: daily_at.as_deref(), early: *early };
+        let RunPolicy { recheck, daily_at, early, recipients, .. } = &self.options.policy;
+        let (daily_at, recipients) = (daily_at.as_deref(), recipients.as_deref());
+        let checks = Checks { mend, recheck: *recheck, daily_at, early: *early, recipients };
         Ok(Session::open(repository, lock, key.clone(), checks, lost_packs, monitor, stop)?)
     }
 
@@ -350,7 +353,8 @@ impl<'a> Invocation<'a> {
         let source = find_source(&session, &mut catalog, &self.scope.name)?;
         expect_as_before(&catalog, Some(source.row), self.watch.monitor)?;
         let is_new = catalog.latest_size(source.row)?.is_none();
-        let is_counted = is_new && self.watch.monitor.shows_progress() && !self.options.policy.low_memory;
+        let is_watched = self.watch.monitor.shows_progress() && !self.options.policy.low_memory;
+        let is_counted = is_new && is_watched && may_count_ahead();
         let past = is_counted.then(|| catalog.past()).transpose()?;
         let is_over = AtomicBool::new(false);
         thread::scope(|threads| {
@@ -368,7 +372,7 @@ impl<'a> Invocation<'a> {
     fn count(&self, past: Past, stop: &AtomicBool) {
         let watch = Watch { monitor: &Silent, stop, ..self.watch };
         if let (Origin::Tree { .. }, Ok(counted)) =
-            (&self.scope.origin, self.walk(watch, past, None, Count(&self.scope.name)))
+            (&self.scope.origin, self.walk(watch, past, None, Directories::of_count(), Count(&self.scope.name)))
         {
             let Summary { files, bytes, .. } = counted;
             self.watch.monitor.progress().expect(Total { files, bytes, estimated: true });
@@ -384,7 +388,7 @@ impl<'a> Invocation<'a> {
         let lanes = Lanes::new(policy.low_memory)?;
         let setup = ReadSetup {
             chunker: Chunker::new(session.trust().seed, storing.chunk_size),
-            files_at_once: files_at_once(),
+            files_at_once: small_reading(WholeReader::reads_in_batches()).files_at_once,
             whole_below: storing.merge_files_under as u64,
             attributes: lanes.attributes.clone(),
             hard_links: HardLinkCache::default(),
@@ -404,6 +408,7 @@ impl<'a> Invocation<'a> {
                 past,
                 rules: self.rules(),
                 readers: Some(Readers { lanes: &lanes, setup: &setup, settling }),
+                directories: Arc::new(Directories::of_process()),
                 started: self.started,
                 watch: self.watch,
                 ahead: &ahead,

@@ -13,7 +13,8 @@
 //! | the SQLite caches of the publisher and of the walk | 6 + 2 |
 //! | chunks that the catalog does not have yet (32,768 of them, 48 bytes each in a table, and a list of digests) | 4.5 |
 //! | an index: 16,000 chunks of 36 bytes, as a list, encoded, signed and sealed | 2.5 |
-//! | sorting the names of a long directory; entries of short directories that are read ahead ([`ENTRIES_AHEAD`]) | 3 + 3 |
+//! | sorting the names of a long directory; entries of short directories that are read ahead ([`ENTRIES_AHEAD`]) | 4 + 3 |
+//! | entries and names of the directories that the walk is in ([`WALK_HELD`]) | 8 |
 //! | a tree of 3,000 levels: 3 to 8 KiB for each level's name, group of entries and stack frames | 24 |
 //! | files ahead of the assembler ([`EVENTS`] jobs), digests of files with several names | 4 |
 //! | the pages of the program that are used | 14 |
@@ -49,6 +50,8 @@ pub(super) const ENTRIES_OPEN: usize = 8 << 20;
 /// Bytes of nodes that may wait for open composites. Above it, the composites are sealed early: if most chunks are known, they
 /// would fill slowly, and the nodes would wait until the next commit.
 pub(super) const NODES_WAITING: usize = 2 << 20;
+/// Bytes of entries and names that the directories hold in which the walk is. Above it, each further directory holds few.
+pub(super) const WALK_HELD: usize = 8 << 20;
 /// Messages in a channel between two stages.
 pub(super) const CHANNEL: usize = 1;
 /// Batches of events, and jobs, that the walk may be ahead of the assembler.
@@ -56,9 +59,9 @@ pub(super) const EVENTS: usize = 128;
 /// Messages that the content of a file may be ahead of the assembler.
 pub(super) const CONTENT_AHEAD: usize = 4;
 /// Readers of small files. On a cold disk each waits for a seek, so their number does not depend on the cores.
-pub(super) const SMALL_READERS: usize = 16;
+const SMALL_READERS: usize = 16;
 /// The same if each reads the files of a job at once.
-pub(super) const BATCH_READERS: usize = 8;
+const BATCH_READERS: usize = 8;
 /// Most small files in a job.
 pub(super) const JOB_FILES: usize = 16;
 /// Helpers that read directories ahead of the walk. On a cold disk they wait too.
@@ -90,16 +93,37 @@ const RESERVED: usize = 64 + 2 * SMALL_READERS;
 const RESERVED_FOR_BATCHES: usize = 64 + BATCH_READERS * (JOB_FILES + 1);
 /// The limit of open files from which that is so.
 const BATCHES_FROM: usize = 512;
+/// The limit of open files from which the walk that counts a source ahead may open directories, too.
+const COUNTING_FROM: usize = 4096;
+/// The directories that it may open.
+const COUNTING: usize = 256;
 /// Directories that helpers may have open.
 const OPEN_AHEAD: usize = 512;
-/// Entries of short directories that may be read ahead. Each takes some 300 bytes.
+/// Entries of short directories that may be read ahead. Each takes some 300 bytes, or 450 with a long name.
 const ENTRIES_AHEAD: usize = 8192;
 /// Levels of a tree that fit on the walk's stack.
 const LEVELS: usize = 10_000;
 
-/// Files that a reader of small files may have open at once.
-pub(super) fn files_at_once() -> usize {
-    if open_files() < BATCHES_FROM { 1 } else { JOB_FILES }
+/// How many small files are read at the same time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct SmallReading {
+    /// Readers, each a thread.
+    pub(super) readers: usize,
+    /// Files that each may have open at once.
+    pub(super) files_at_once: usize,
+}
+
+/// The numbers for this process. `in_batches`: a reader can read several files in one call.
+pub(super) fn small_reading(in_batches: bool) -> SmallReading {
+    match in_batches && open_files() >= BATCHES_FROM {
+        true => SmallReading { readers: BATCH_READERS, files_at_once: JOB_FILES },
+        false => SmallReading { readers: SMALL_READERS, files_at_once: 1 },
+    }
+}
+
+/// Whether a source may be counted ahead.
+pub(super) fn may_count_ahead() -> bool {
+    open_files() >= COUNTING_FROM
 }
 
 fn open_files() -> usize {
@@ -127,8 +151,19 @@ impl Directories {
         Directories::of(open_files())
     }
 
+    /// The numbers for the walk that counts a source ahead.
+    pub(super) fn of_count() -> Self {
+        let (jobs, ahead) = (1, COUNTING / 2);
+        let levels = COUNTING - 2 * jobs - ahead;
+        Directories { levels, jobs, ahead: AtomicUsize::new(ahead), entries: AtomicUsize::new(ENTRIES_AHEAD) }
+    }
+
     fn of(limit: usize) -> Self {
-        let reserved = if limit < BATCHES_FROM { RESERVED } else { RESERVED_FOR_BATCHES };
+        let reserved = match limit {
+            ..BATCHES_FROM => RESERVED,
+            BATCHES_FROM..COUNTING_FROM => RESERVED_FOR_BATCHES,
+            _ => RESERVED_FOR_BATCHES + COUNTING,
+        };
         let free = limit.saturating_sub(reserved);
         // There are two queues.
         let jobs = (free / 16).clamp(1, EVENTS);

@@ -273,6 +273,8 @@ pub struct RunPolicy {
     pub daily_at: Option<String>,
     /// If the reads of the session were begun when the repository was opened, the runs that were known before.
     pub early: Option<EarlyRuns>,
+    /// The files with the certificates that the repository must be encrypted to; `None` if that is not compared.
+    pub recipients: Option<Vec<PathBuf>>,
     /// Only report new and changed files. No file is opened, and nothing is written.
     pub dry_run: bool,
     /// Use a single worker, and keep chunks that wait in unnamed temporary files.
@@ -295,6 +297,7 @@ impl Default for RunPolicy {
             skip_if_unchanged: false,
             daily_at: None,
             early: None,
+            recipients: None,
             dry_run: false,
             low_memory: false,
             commit_interval: COMMIT_INTERVAL,

@@ -74,6 +74,8 @@ pub(super) struct Pipeline<'a> {
     pub(super) past: Past,
     pub(super) rules: Rules,
     pub(super) readers: Option<Readers<'a>>,
+    /// How many directories may be open.
+    pub(super) directories: Arc<Directories>,
     pub(super) started: Timestamp,
     pub(super) watch: Watch<'a>,
     pub(super) ahead: &'a Readahead,
@@ -104,12 +106,12 @@ impl<'a> Pipeline<'a> {
         'a: 'scope,
     {
         let Pipeline { readers, watch, ahead, .. } = self;
+        let jobs_at_once = self.directories.jobs;
         let (events_in, events) = bounded(EVENTS);
         let (go, go_out) = bounded(1);
-        let directories = Arc::new(Directories::of_process());
         let (queues, more) = match readers {
             Some(readers) => {
-                let (queues, jobs) = start_readers(threads, readers, directories.jobs)?;
+                let (queues, jobs) = start_readers(threads, readers, jobs_at_once)?;
                 (queues, Some((readers, jobs)))
             }
             None => (skip_files(threads)?, None),
@@ -119,7 +121,7 @@ impl<'a> Pipeline<'a> {
             None => (None, Budget::new(ATTRIBUTES_AHEAD)),
         };
         let outbox = Outbox::new(events_in, queues, budget, attributes);
-        let body = self.walk_body(outbox, directories, go_out)?;
+        let body = self.walk_body(outbox, go_out)?;
         let walk = Builder::new().name("walk".into()).stack_size(WALK_STACK).spawn_scoped(threads, move || {
             let (counts, result) = body();
             if result.is_ok() {
@@ -132,16 +134,11 @@ impl<'a> Pipeline<'a> {
         Ok((Following { events, go, walk, watch }, MoreThreads { readers: more, ahead }))
     }
 
-    fn walk_body<'scope>(
-        self,
-        outbox: Outbox,
-        directories: Arc<Directories>,
-        go: Receiver<()>,
-    ) -> Result<WalkBody<'scope>, Error>
+    fn walk_body<'scope>(self, outbox: Outbox, go: Receiver<()>) -> Result<WalkBody<'scope>, Error>
     where
         'a: 'scope,
     {
-        let Pipeline { scope, source, past, rules, readers, started, watch, ahead } = self;
+        let Pipeline { scope, source, past, rules, readers, started, watch, ahead, directories } = self;
         let Watch { monitor, stop, calls } = watch;
         Ok(match (&scope.origin, readers, source) {
             (Origin::Tree { root, selection }, _, _) => {

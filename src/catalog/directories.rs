@@ -436,13 +436,23 @@ impl Catalog {
         incomplete.execute([directory.0]).map(drop)
     }
 
-    /// Names and ids of the directories in `parent`, sorted by name.
-    pub fn children(&self, parent: DirectoryId) -> Result<Vec<(Vec<u8>, DirectoryId)>, Error> {
+    /// Names and ids of the directories in `parent` whose ids are not in `except`, sorted by name.
+    pub fn children_except(
+        &self,
+        parent: DirectoryId,
+        except: &RoaringTreemap,
+    ) -> Result<Vec<(Vec<u8>, DirectoryId)>, Error> {
         let find = || {
-            self.db
-                .prepare_cached("SELECT name, id FROM directories WHERE parent = ? ORDER BY name")?
-                .query_map([parent.0], |row| Ok((row.get(0)?, DirectoryId(row.get(1)?))))?
-                .collect::<rusqlite::Result<Vec<_>>>()
+            let mut statement =
+                self.db.prepare_cached("SELECT name, id FROM directories WHERE parent = ? ORDER BY name")?;
+            let (mut rows, mut found) = (statement.query([parent.0])?, Vec::new());
+            while let Some(row) = rows.next()? {
+                let id: i64 = row.get(1)?;
+                if !except.contains(id.cast_unsigned()) {
+                    found.push((row.get(0)?, DirectoryId(id)));
+                }
+            }
+            Ok(found)
         };
         find().map_err(self.failed("read directories"))
     }
@@ -783,7 +793,7 @@ mod tests {
         assert_eq!((there.id, there.in_place, there.inode), (id, true, inode(1, 2)));
         // Another directory has the name by now: nothing goes.
         catalog.remove_directory(above, b"other", id).unwrap();
-        assert_eq!(catalog.children(id).unwrap(), [(b"below".to_vec(), below)]);
+        assert_eq!(catalog.children_except(id, &RoaringTreemap::new()).unwrap(), [(b"below".to_vec(), below)]);
         catalog.remove_directory(above, b"old", id).unwrap();
         catalog.commit().unwrap();
         assert!(past.directory_by_inode(inode(1, 2)).unwrap().is_none());
@@ -806,7 +816,7 @@ mod tests {
         catalog.commit().unwrap();
         let past = catalog.past().unwrap();
         let place = |id| past.place(id).unwrap().map(|place| (place.source, place.names.concat()));
-        let below = |id| catalog.children(id).unwrap()[0].1;
+        let below = |id| catalog.children_except(id, &RoaringTreemap::new()).unwrap()[0].1;
         assert_eq!(place(below(b)), Some((SourceRow(1), b"bbelow".to_vec())));
         assert_eq!(place(root), Some((SourceRow(1), Vec::new())));
 
@@ -814,7 +824,10 @@ mod tests {
         catalog.move_directory(b, Parent::Directory(root), b"a").unwrap();
         catalog.move_directory(a, Parent::Directory(root), b"b").unwrap();
         let d = catalog.enter_directory(Parent::Directory(root), b"c", inode(1, 5)).unwrap();
-        assert_eq!(catalog.children(root).unwrap(), [(b"a".to_vec(), b), (b"b".to_vec(), a), (b"c".to_vec(), d)]);
+        assert_eq!(
+            catalog.children_except(root, &RoaringTreemap::new()).unwrap(),
+            [(b"a".to_vec(), b), (b"b".to_vec(), a), (b"c".to_vec(), d)]
+        );
         let [a_below, b_below, c_below] = [a, b, c].map(below);
         catalog.db.execute_batch("COMMIT; BEGIN IMMEDIATE").unwrap();
         assert_eq!(place(b_below), Some((SourceRow(1), b"abelow".to_vec())));

@@ -43,7 +43,7 @@ use crate::state::RepositoryState;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  brackfs adopt --repo /backup                     on a clone, or after the state directory was restored
+  brackfs adopt --repo /backup                     # on a clone, or after the state directory was restored
   brackfs adopt --repo /backup --key owner.key --signer 0123456789ABCDEF0123456789ABCDEF01234567")]
 pub(super) struct Args {
     #[command(flatten)]

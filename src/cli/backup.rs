@@ -13,7 +13,8 @@ use super::exit::{self, Usage};
 use super::global::Global;
 use super::output;
 use super::record::ByHand;
-use super::repository_arg::{RepositoryArg, ResolvedRepository, Use};
+use super::repository_arg::{RepositoryArg, ResolvedRepository, Use, target_called};
+use super::run::{Args as RunArgs, run as run_steps};
 use super::show::{name_time, parse_time, rate, size};
 use super::signals::stop_on_signals;
 use super::systemd;
@@ -22,6 +23,7 @@ use crate::backup::{
     Summary,
 };
 use crate::catalog::stats::ComparedFields;
+use crate::config::SourceConfig;
 use crate::format::{Timestamp, name};
 use crate::job::{Counts, Step, backup_outcome};
 use crate::monitor::count;
@@ -79,6 +81,7 @@ const OUTPUT: &str = "Output";
 #[command(after_help = "\
 Examples:
   brackfs backup /home --repo /backup
+  brackfs backup @nas
   brackfs backup / --repo /backup --one-file-system --exclude /tmp --exclude '*.o'
   brackfs backup / --repo /backup -x --exclude /tmp --dry-run -v
   brackfs backup /etc /home /srv --repo /backup --source server
@@ -102,7 +105,10 @@ pub(super) struct Args {
     /// If PATH is a single directory, it becomes the root of the snapshot; with several paths, the root is /. A PATH that is
     /// a symbolic link is stored as a link; if it ends with a slash, the directory that it points to is backed up. Both
     /// cases are reported on standard error.
-    #[arg(required_unless_present_any = ["files_from", "stdin_filename", "placed"], value_name = "PATH")]
+    ///
+    /// Without PATH, the sources of the configuration are backed up, as by `brackfs run --only backup`. With --repo, only those of
+    /// that target are. Then only --dry-run, --allow-shrink and --json can be used as well.
+    #[arg(value_name = "PATH")]
     paths: Vec<PathBuf>,
     /// Back up the directory OLD under the path NEW (repeatable)
     ///
@@ -301,7 +307,11 @@ pub(super) struct Args {
     json: bool,
 }
 
-pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
+/// `given` returns the ids of the options on the command line.
+pub(super) fn run(args: &Args, given: fn() -> Vec<String>, global: &Global) -> Result<ExitCode> {
+    if args.paths.is_empty() && args.files_from.is_empty() && args.stdin_filename.is_none() && args.placed.is_empty() {
+        return run_sources(args, &given(), global);
+    }
     args.check_paths(global)?;
     let place = args.repository.resolve(global)?;
     let options = args.options(&place, global)?;
@@ -340,6 +350,37 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         print_summary(&summary);
     }
     exit::partial(summary.problems)
+}
+
+/// The options of a backup of configured sources.
+const OF_SOURCES: [&str; 4] = ["location", "dry_run", "allow_shrink", "json"];
+
+/// Backs up the sources of the configuration.
+fn run_sources(args: &Args, given: &[String], global: &Global) -> Result<ExitCode> {
+    let needs_path = |why: &str| Usage(format!("which files? {why}: brackfs backup PATH"));
+    if let Some(option) = given.iter().find(|option| !OF_SOURCES.contains(&option.as_str())) {
+        let option = option.replace('_', "-");
+        return Err(
+            needs_path(&format!("--{option} has no effect on the sources of the configuration; name a PATH")).into()
+        );
+    }
+    let config = global.config()?.ok_or_else(|| needs_path("there is no configuration with sources; name a PATH"))?;
+    let target = match args.repository.given() {
+        None => None,
+        Some(given) => match target_called(given, global)? {
+            Some(target) => Some(target.name),
+            None => return Err(needs_path(&format!("{given} is no target of the configuration; name a PATH")).into()),
+        },
+    };
+    let is_wanted = |source: &&SourceConfig| target.as_ref().is_none_or(|target| source.to.contains(target));
+    let sources = config.sources.iter().filter(is_wanted).map(|source| source.name.clone()).collect::<Vec<_>>();
+    if let (Some(target), true) = (&target, sources.is_empty()) {
+        return Err(Usage(format!("no source of the configuration is backed up to {target}")).into());
+    }
+    let mut steps = RunArgs::backups_of(sources);
+    (steps.dry_run, steps.allow_shrink, steps.json, steps.target) =
+        (args.dry_run, args.allow_shrink, args.json, target);
+    run_steps(&steps, global)
 }
 
 /// Options that select files, and conflict with --stdin-filename.
@@ -457,6 +498,7 @@ impl Args {
                 skip_if_unchanged: self.skip_if_unchanged,
                 daily_at,
                 early,
+                recipients: None,
                 dry_run: self.dry_run,
                 low_memory: self.low_memory,
                 commit_interval: self.commit_interval,

@@ -17,6 +17,7 @@ use super::repository_arg::RepositoryArg;
 use super::show::local_name_time;
 use crate::archive::{Archive, EntryHandle, Selector, SnapshotDirectory};
 use crate::catalog::{Catalog, Presence, SnapshotRow};
+use crate::config::TargetConfig;
 use crate::crypt::SecretKey;
 use crate::monitor::Silent;
 use crate::repository::Repository;
@@ -29,12 +30,13 @@ const MOST: usize = 500;
 /// The age of a look at a server that still tells which repository is there.
 const LOOKED: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-/// Completes `SNAP[:PATH]`.
+/// Completes `SNAP[:PATH]`, or `@NAME` in front of it.
 pub(super) fn snapshots() -> ArgValueCompleter {
     ArgValueCompleter::new(|current: &OsStr| {
-        let found = match current.as_bytes().contains(&b':') {
-            true => paths(current),
-            false => names_of_snapshots(current),
+        let found = match current.as_bytes() {
+            [b'@', ..] => targets("@"),
+            name if name.contains(&b':') => paths(current),
+            _ => names_of_snapshots(current),
         };
         beginning_with(current, found)
     })
@@ -63,14 +65,18 @@ pub(super) fn configured_sources() -> ArgValueCompleter {
 /// Completes a repository: the name of a target, or a directory.
 pub(super) fn repositories() -> ArgValueCompleter {
     ArgValueCompleter::new(|current: &OsStr| {
-        let config = || Line::typed()?.global.config().ok()?;
-        let named = |config: crate::config::Config| {
-            config.targets.into_iter().map(|target| CompletionCandidate::new(target.name)).collect()
-        };
-        let mut found = beginning_with(current, config().map(named));
+        let mark = if current.as_bytes().starts_with(b"@") { "@" } else { "" };
+        let mut found = beginning_with(current, targets(mark));
         found.extend(PathCompleter::dir().complete(current));
         found
     })
+}
+
+/// The targets of the configuration, with a mark in front of the names.
+fn targets(mark: &str) -> Option<Vec<CompletionCandidate>> {
+    let config = Line::typed()?.global.config().ok()??;
+    let named = |target: TargetConfig| CompletionCandidate::new(format!("{mark}{}", target.name));
+    Some(config.targets.into_iter().map(named).collect())
 }
 
 /// Completes a mount point of brackfs.

@@ -36,6 +36,10 @@ const CACHE: u64 = 16 << 20;
 /// If an index names a snapshot that is missing, a note says so. It is an error once a later run has counted the snapshot;
 /// until then, the backup may have been interrupted.
 ///
+/// If data is lost or damaged: `brackfs catalog rebuild` and then `brackfs backup` store again what is still at the source.
+/// Snapshots that stay damaged can be restored without the lost files. When they are forgotten and pruned, check has no problems
+/// any more.
+///
 /// A line shows the progress on a terminal, and SIGUSR1 prints it. Without --read-data, the percentage is an estimate:
 /// indexes may list chunks that no snapshot needs.
 ///
@@ -108,6 +112,8 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     }
     match summary.problems {
         0 => Ok(ExitCode::SUCCESS),
-        problems => anyhow::bail!("{}", count(problems, "problem", "problems")),
+        problems => {
+            anyhow::bail!("{}; `brackfs check --help` says what to do", count(problems, "problem", "problems"))
+        }
     }
 }

@@ -32,7 +32,7 @@ const PROGRAM: &str = "brackfs";
 #[command(after_help = "\
 Examples:
   brackfs completions bash > ~/.local/share/bash-completion/completions/brackfs
-  brackfs completions zsh > ~/.zfunc/_brackfs      with fpath+=~/.zfunc before compinit in ~/.zshrc
+  brackfs completions zsh > ~/.zfunc/_brackfs      # with fpath+=~/.zfunc before compinit in ~/.zshrc
   brackfs completions fish > ~/.config/fish/completions/brackfs.fish")]
 pub(super) struct Args {
     /// Write completions for this shell
@@ -112,7 +112,7 @@ fn with_candidates(command: Command) -> Command {
             (_, "source") => argument.add(candidates::sources()),
             ("run" | "status", "sources") => argument.add(candidates::configured_sources()),
             ("umount", "mountpoint") => argument.add(candidates::mounts()),
-            (_, "location") => argument.add(candidates::repositories()),
+            (_, "location") | ("init", "repository") => argument.add(candidates::repositories()),
             _ => argument,
         }
     });
@@ -124,8 +124,10 @@ pub(super) fn answer() -> Option<ExitCode> {
     let directory = std::env::current_dir().ok();
     let mut words: Vec<OsString> = std::env::args_os().collect();
     let line = words.iter().position(|word| *word == "--").map_or(words.len(), |dashes| dashes + 1);
-    let line = super::with_target(words.split_off(line));
-    words.extend(line);
+    let line = words.split_off(line);
+    // The name of a target is not known while it is typed.
+    let is_typed = line.last().is_some_and(|word| word.as_encoded_bytes().starts_with(b"@"));
+    words.extend(if is_typed { line } else { super::with_target(line) });
     let completing = CompleteEnv::with_factory(command).var(VARIABLE).bin(PROGRAM);
     match completing.try_complete(words, directory.as_deref()) {
         Ok(false) => None,

@@ -58,10 +58,10 @@ pub(super) struct CheckArgs {
     json: bool,
 }
 
-/// Print the settings of all sources and targets, and where each is set
+/// Print all settings, and where each is set
 ///
 /// Inherited settings are listed with the source that inherits them. Settings that no file sets have their defaults, and are not
-/// listed. Hooks and reports are not printed.
+/// listed.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -70,8 +70,9 @@ Examples:
 pub(super) struct ShowArgs {
     /// Print a JSON object
     ///
-    /// It has sources and targets. Each is an object whose keys are names, and whose values are objects with a member for each
-    /// setting: value (as TOML) and from (FILE:LINE:COLUMN).
+    /// It has sources and targets, objects whose keys are names, hooks, an array, and check and report. Each source, target and
+    /// hook, check and report is an object with a member for each setting: value (as TOML) and from (FILE:LINE:COLUMN). Without
+    /// the table, check is null.
     #[arg(long)]
     json: bool,
 }
@@ -161,15 +162,21 @@ fn show(args: &ShowArgs, global: &Global) -> Result<ExitCode> {
         output::object(&json!({
             "sources": all(config.sources.iter().map(|source| (source.name.as_str(), source.used.as_slice())).collect()),
             "targets": all(config.targets.iter().map(|target| (target.name.as_str(), target.used.as_slice())).collect()),
+            "hooks": config.hooks.iter().map(|hook| as_json(&hook.used)).collect::<Vec<_>>(),
+            "check": config.check.as_ref().map(|check| as_json(&check.used)),
+            "report": as_json(&config.report.used),
         }))?;
         return Ok(ExitCode::SUCCESS);
     }
     let mut out = output::stdout();
-    let Config { targets, sources, .. } = &config;
-    let targets = targets.iter().map(|target| ("target", &target.name, &target.used));
-    let sources = sources.iter().map(|source| ("source", &source.name, &source.used));
-    for (kind, name, used) in targets.chain(sources) {
-        writeln!(out, "[{kind}.{name}]")?;
+    let Config { targets, sources, hooks, check, report, .. } = &config;
+    let targets = targets.iter().map(|target| (format!("[target.{}]", target.name), &target.used));
+    let sources = sources.iter().map(|source| (format!("[source.{}]", source.name), &source.used));
+    let hooks = hooks.iter().map(|hook| ("[[hook]]".to_owned(), &hook.used));
+    let check = check.iter().map(|check| ("[check]".to_owned(), &check.used));
+    let report = [("[report]".to_owned(), &report.used)].into_iter().filter(|(_, used)| !used.is_empty());
+    for (heading, used) in targets.chain(sources).chain(hooks).chain(check).chain(report) {
+        writeln!(out, "{heading}")?;
         for Used { key, value, place } in used {
             writeln!(out, "{}", show::printable(&format!("{key} = {value}  # {place}")))?;
         }

@@ -90,6 +90,9 @@ pub(super) const fn code(kind: FailureKind) -> u8 {
     }
 }
 
+/// The exit code of wrong usage of status, whose other codes tell how fresh backups are (EX_USAGE of sysexits.h).
+pub(super) const USAGE_OF_STATUS: u8 = 64;
+
 /// The kind of the first error in the chain that has a kind other than [`FailureKind::Failed`].
 pub(super) fn kind(error: &anyhow::Error) -> FailureKind {
     if is_ended_wait(error) { FailureKind::Interrupted } else { kind_in_chain(error) }

@@ -1,6 +1,6 @@
 //! `brackfs init`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -13,6 +13,7 @@ use super::passphrase::new_passphrase;
 use super::recipients::read_certificate;
 use super::repository_arg::{LocationParser, TargetArgs, target_called};
 use crate::init::{Made, Owner, init};
+use crate::job::Journal;
 use crate::monitor::Monitor;
 use crate::state::RepositoryState;
 use crate::storage::Location;
@@ -31,14 +32,14 @@ use crate::storage::Location;
 Examples:
   brackfs init /backup --recipient owner.key.pub
   brackfs init /backup --recipient alice.asc --recipient escrow.asc
-  brackfs init /backup                              asks for a passphrase
+  brackfs init /backup                              # asks for a passphrase
   brackfs init sftp://me@host/srv/backup -r owner.key.pub
   brackfs init ftps://me@host/backup -r owner.key.pub
   brackfs init s3://bucket/prefix -r owner.key.pub
   brackfs init swift://container/prefix -r owner.key.pub
   brackfs init webdavs://host/folder -r owner.key.pub
   brackfs init rclone:b2:bucket/prefix -r owner.key.pub
-  brackfs init /backup --no-encryption              signed, but not encrypted")]
+  brackfs init /backup --no-encryption              # signed, but not encrypted")]
 pub(super) struct Args {
     /// Make the repository in REPO, which must be an empty directory or not exist yet (lost+found does not count)
     ///
@@ -75,6 +76,12 @@ pub(super) struct Args {
     json: bool,
 }
 
+/// Forgets what was recorded about the former repository of a target.
+pub(super) fn forget_former(state: &Path, target: &str, monitor: &dyn Monitor) {
+    let forgotten = Journal::open(state).and_then(|journal| journal.forget_target(target));
+    forgotten.unwrap_or_else(|error| monitor.note(&error.to_string()));
+}
+
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let owner = match (args.no_encryption, args.recipient.as_slice()) {
         (true, _) => Owner::Unencrypted,
@@ -91,6 +98,9 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let Made { id, host, recipients, shortcomings } = init(&location, &state, owner)?;
     RepositoryState::forget_looks(&state, &location.identity());
     let monitor = global.monitor(args.json);
+    if let Some(target) = &target {
+        forget_former(&state, &target.name, &monitor);
+    }
     shortcomings.iter().for_each(|why| monitor.note(&format!("{location}: {why}")));
     if args.json {
         let recipients: Vec<_> = recipients.iter().map(ToString::to_string).collect();

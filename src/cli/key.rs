@@ -21,7 +21,7 @@ pub(super) enum KeyCommand {
     #[command(after_help = "\
 Examples:
   brackfs key generate --output owner.key
-  brackfs key generate --output owner.key --profile rfc4880     gpg 2.2 and 2.4 can read the backups")]
+  brackfs key generate --output owner.key --profile rfc4880     # gpg 2.2 and 2.4 can read the backups")]
     Generate {
         /// Write the secret key to FILE, and the certificate to FILE.pub
         #[arg(short, long, value_name = "FILE")]

@@ -82,6 +82,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::parser::ValueSource;
 use clap::{CommandFactory, Parser, Subcommand};
 use global::Global;
 use reader_args::ReaderArgs;
@@ -97,9 +98,9 @@ use crate::failure::FailureKind;
 #[command(name = "brackfs", version = version::VERSION, long_version = version::long(), propagate_version = true, max_term_width = 100)]
 #[command(after_help = "\
 Examples:
-  brackfs key generate --output owner.key          make the owner's key; keep it off the machine
-  brackfs init /backup --recipient owner.key.pub   make a repository encrypted to it
-  brackfs backup /home --repo /backup              back up, as from cron; needs no secret key
+  brackfs key generate --output owner.key          # make the owner's key; keep it off the machine
+  brackfs init /backup --recipient owner.key.pub   # make a repository encrypted to it
+  brackfs backup /home --repo /backup              # back up, as from cron; needs no secret key
   brackfs mount /mnt --repo /backup --key owner.key
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but some files could not be read consistently or the \
@@ -199,14 +200,17 @@ pub fn main() -> ExitCode {
                 Some(needed) => needed,
                 None => text,
             };
-            failed(&error, &terminal::words(&text, json || global.verbose), json)
+            let code = match exit::kind(&error) {
+                FailureKind::Usage if matches!(command, Command::Status(_)) => exit::USAGE_OF_STATUS,
+                kind => exit::code(kind),
+            };
+            failed(&error, &terminal::words(&text, json || global.verbose), code, json)
         }
     }
 }
 
-/// Prints why a command failed.
-fn failed(error: &anyhow::Error, text: &str, json: bool) -> ExitCode {
-    let code = exit::code(exit::kind(error));
+/// Prints why a command failed, and returns the exit code.
+fn failed(error: &anyhow::Error, text: &str, code: u8, json: bool) -> ExitCode {
     if json {
         output::exit_error(code, text);
     } else if !error.is::<exit::Reported>() {
@@ -230,7 +234,9 @@ fn wants_json(arguments: &[OsString]) -> bool {
 fn unparsed(mut error: clap::Error, arguments: &[OsString], json: bool) -> ExitCode {
     if !error.use_stderr() {
         return match error.print().map_err(output::named).context("cannot print the help") {
-            Err(error) if !exit::is_broken_pipe(&error) => failed(&error, &exit::text(&error), false),
+            Err(error) if !exit::is_broken_pipe(&error) => {
+                failed(&error, &exit::text(&error), exit::code(FailureKind::Failed), false)
+            }
             _ => ExitCode::SUCCESS,
         };
     }
@@ -239,7 +245,8 @@ fn unparsed(mut error: clap::Error, arguments: &[OsString], json: bool) -> ExitC
         let usage = meant(arguments).render_usage();
         error.insert(ContextKind::Usage, ContextValue::StyledStr(usage));
     }
-    let code = exit::code(FailureKind::Usage);
+    let is_of_status = meant(arguments).get_name() == "status";
+    let code = if is_of_status { exit::USAGE_OF_STATUS } else { exit::code(FailureKind::Usage) };
     if json {
         let text = error.render().to_string();
         let message = text.split("\n\n").next().unwrap_or_default();
@@ -255,6 +262,19 @@ fn unparsed(mut error: clap::Error, arguments: &[OsString], json: bool) -> ExitC
 
 fn config_mistakes(error: &crate::config::Error) -> bool {
     matches!(error, crate::config::Error::Mistakes(_))
+}
+
+/// The ids of the command's own options and arguments that are on the command line, not in the environment.
+fn given_options() -> Vec<String> {
+    let command = command();
+    let Ok(matches) = command.clone().try_get_matches_from(with_target(std::env::args_os().collect())) else {
+        return Vec::new();
+    };
+    let Some((name, matches)) = matches.subcommand() else { return Vec::new() };
+    let own = command.find_subcommand(name).into_iter().flat_map(clap::Command::get_arguments);
+    let ids = own.filter(|argument| !argument.is_global_set()).map(|argument| argument.get_id().as_str());
+    let is_given = |id: &&str| matches.value_source(id) == Some(ValueSource::CommandLine);
+    ids.filter(is_given).map(str::to_owned).collect()
 }
 
 /// Replaces `@NAME` after the command by `--repo=@NAME`, so that the other words stay where they are.
@@ -358,7 +378,7 @@ fn run(command: &Command, global: &Global) -> anyhow::Result<ExitCode> {
         Command::Key(command) => key::run(command, global),
         Command::Setup(args) => run_in_thread(|| setup::run(args, global)),
         Command::Init(args) => init::run(args, global),
-        Command::Backup(args) => run_in_thread(|| backup::run(args, global)),
+        Command::Backup(args) => run_in_thread(|| backup::run(args, given_options, global)),
         Command::Run(args) => run_in_thread(|| run::run(args, global)),
         Command::Status(args) => status::run(args, global),
         Command::Report(args) => run_in_thread(|| report::run(args, global)),
@@ -396,10 +416,16 @@ fn help(arguments: &[OsString]) -> ExitCode {
 fn meant(arguments: &[OsString]) -> clap::Command {
     let mut command = command();
     command.build();
+    let mut is_value = false;
     for argument in arguments.get(1..).unwrap_or_default() {
-        if let Some(below) = command.find_subcommand(argument) {
-            command = below.clone();
+        let is_option = argument.as_encoded_bytes().starts_with(b"-");
+        match command.find_subcommand(argument) {
+            Some(below) => command = below.clone(),
+            None if is_option || is_value => {}
+            // A word that is not a command.
+            None => break,
         }
+        is_value = is_option;
     }
     command
 }

@@ -54,7 +54,7 @@ Examples:
   brackfs forget --repo /backup --keep-daily 7 --keep-weekly 5 --keep-monthly 12
   brackfs prune --repo /backup
   brackfs prune --repo /backup --dry-run
-  brackfs prune --repo /backup --grace 0 --max-copy 0     free space at once, without copies")]
+  brackfs prune --repo /backup --grace 0 --max-copy 0     # free space at once, without copies")]
 pub(super) struct Args {
     #[command(flatten)]
     repository: RepositoryArg,

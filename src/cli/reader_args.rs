@@ -247,7 +247,10 @@ impl ReaderArgs {
         Some(match (cause, &self.key) {
             (crypt::Error::GpgMissing { .. }, _) => format!("{cause}; the repository is for {recipients}"),
             (_, Some(path)) => {
-                format!("cannot decrypt with the key {}: the repository is for {recipients}", path.display())
+                let key = path.display();
+                format!(
+                    "cannot decrypt with the key {key}: the repository is for {recipients}; give its key with --key"
+                )
             }
             (_, None) => format!("cannot decrypt: give the secret key (--key or BRACKFS_KEY_FILE) of {recipients}"),
         })

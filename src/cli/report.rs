@@ -148,7 +148,7 @@ fn grown(args: &Args, config: &Config, global: &Global, monitor: &dyn Monitor) -
     let how = "This needs a secret key without a passphrase: add --key FILE, and --repo TARGET if there are several targets. \
                A repository that is not encrypted needs only --repo.";
     let ReaderArgs { repository, key, .. } = &args.reader;
-    if key.is_none() && !repository.is_given() {
+    if key.is_none() && repository.given().is_none() {
         return Err(how.to_owned());
     }
     let find = || -> Result<Option<Vec<SourceGrowth>>> {

@@ -16,7 +16,7 @@ use super::exit::Usage;
 use super::global::Global;
 use super::{signals, terminal};
 use crate::config::TargetConfig;
-use crate::quantity::{parse_duration, parse_size};
+use crate::quantity::{parse_duration, parse_rate, parse_size};
 use crate::repository::Repository;
 use crate::storage::{
     Ahead, Limit, Location, LocationError, Rates, Remote, RetryPolicy, RetryStorage, Storage, Waiting, parse_endpoint,
@@ -103,10 +103,6 @@ pub(super) struct TargetArgs {
     spool_size: Option<u64>,
 }
 
-fn parse_rate(text: &str) -> Result<NonZeroU64, String> {
-    NonZeroU64::new(parse_size(text)?).ok_or_else(|| "must not be 0".to_owned())
-}
-
 /// Parses a location. Unlike clap's own message, the error does not repeat the value, which may have a password.
 #[derive(Debug, Clone)]
 pub(super) struct LocationParser;
@@ -164,9 +160,9 @@ pub(super) enum Use {
 }
 
 impl RepositoryArg {
-    /// Whether a repository is named.
-    pub(super) fn is_given(&self) -> bool {
-        self.location.is_some()
+    /// The repository that is named.
+    pub(super) fn given(&self) -> Option<&Location> {
+        self.location.as_ref()
     }
 
     /// Finds the repository that is meant: the given one, or a target of the configuration.

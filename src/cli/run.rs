@@ -61,7 +61,7 @@ pub(super) struct Args {
     only: Option<Only>,
     /// Make snapshots no matter how many files the sources lost
     #[arg(long)]
-    allow_shrink: bool,
+    pub(super) allow_shrink: bool,
     /// Let policies forget more than half of the snapshots of a source
     #[arg(long)]
     force: bool,
@@ -69,7 +69,7 @@ pub(super) struct Args {
     ///
     /// No hook and no command runs. The numbers of snapshots do not include those that a run would make.
     #[arg(short = 'n', long)]
-    dry_run: bool,
+    pub(super) dry_run: bool,
     /// Print one JSON object for each step, and one with the result
     ///
     /// An object of a step has message_type step, step (hook, backup, forget, prune or check), source and target (null if it has
@@ -78,13 +78,17 @@ pub(super) struct Args {
     /// sources print on standard error, is printed on standard error as objects with message_type program_output, program and
     /// text.
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
+    /// The only target.
+    #[arg(skip)]
+    pub(super) target: Option<String>,
 }
 
 impl Args {
     /// The backups of these sources, and nothing else.
     pub(super) fn backups_of(sources: Vec<String>) -> Self {
-        Args { sources, only: Some(Only::Backup), allow_shrink: false, force: false, dry_run: false, json: false }
+        let only = Some(Only::Backup);
+        Args { sources, only, allow_shrink: false, force: false, dry_run: false, json: false, target: None }
     }
 }
 
@@ -150,7 +154,10 @@ impl Caller for Program<'_> {
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let begun = Instant::now();
-    let config = global.required_config()?;
+    let mut config = global.required_config()?;
+    if let Some(target) = &args.target {
+        config.sources.iter_mut().for_each(|source| source.to.retain(|name| name == target));
+    }
     let mut sources: Vec<_> = match args.sources.is_empty() {
         true => config.sources.iter().collect(),
         false => args.sources.iter().map(|name| Ok(config.source(name)?)).collect::<Result<Vec<_>>>()?,
@@ -197,7 +204,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         run.into_iter().for_each(|run| journal.end_run(run, code).unwrap_or_else(noted));
         record::write_metrics(&config, &state, journal, &monitor);
     }
-    let summary = config.report.ping.as_ref().is_some_and(|ping| ping.send_summary).then(|| lines(&rows).join("\n"));
+    let summary = config.report.ping.as_ref().is_some_and(|ping| ping.send_log).then(|| lines(&rows).join("\n"));
     tell(&code.to_string(), summary.as_deref());
     if args.json {
         output::object(&json!({

@@ -51,7 +51,7 @@ Examples:
 
 The exit code is 2 if the last try of a backup, forget, prune or check failed; otherwise 1 if a backup is older than \
 its maximum age; otherwise 3 if a backup was never completed; otherwise 0. A command that cannot tell prints nothing \
-on standard output and has code 1, or code 2 for wrong usage or a mistake in the configuration; with --format nagios, \
+on standard output and has code 1, or code 64 for wrong usage or a mistake in the configuration; with --format nagios, \
 it prints a line with UNKNOWN and has code 3.")]
 pub(super) struct Args {
     /// Show only these sources [default: all]

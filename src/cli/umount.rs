@@ -14,7 +14,7 @@ use crate::mount::unmount;
 #[command(after_help = "\
 Examples:
   brackfs umount /mnt
-  brackfs umount --lazy /mnt        detach it now, even if it is in use")]
+  brackfs umount --lazy /mnt        # detach it now, even if it is in use")]
 pub(super) struct Args {
     /// Unmount this directory
     #[arg(value_name = "MOUNTPOINT")]

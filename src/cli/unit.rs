@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use rustix::fs::{StatVfsMountFlags, statvfs};
 use rustix::process::geteuid;
 
-use crate::config::{Conditions, Config, Missing, Secret, SnapshotKind, SourceConfig, TargetConfig};
+use crate::config::{CREDENTIALS, Conditions, Config, Missing, Secret, SnapshotKind, SourceConfig, TargetConfig};
 use crate::job::snapshot_tops;
 
 /// The configuration that the service reads.
@@ -68,9 +68,15 @@ pub(super) fn drop_in(config: &Config, file: &Path) -> String {
     }
     // A path that is missing must not prevent the backups of others.
     writable.iter().for_each(|path| line(&format!("ReadWritePaths={}", quoted("-", path))));
-    if let Some(Secret::Credential(name)) = config.report.ping.as_ref().map(|ping| &ping.url) {
+    let of_ping = config.report.ping.iter().filter_map(|ping| match &ping.url {
+        Secret::Credential(name) => Some(name),
+        _ => None,
+    });
+    for name in
+        config.targets.iter().filter_map(|target| target.credential.as_ref()).chain(of_ping).collect::<BTreeSet<_>>()
+    {
         line("# Put the secret into this file, readable by root only:");
-        line(&format!("LoadCredential={name}:/etc/brackfs/credentials/{name}"));
+        line(&format!("LoadCredential={name}:{CREDENTIALS}/{name}"));
     }
     text
 }

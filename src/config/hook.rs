@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::place::{Mistakes, Place, suggestion};
-use super::settings::Settings;
+use super::settings::{Settings, Used};
 use super::value::Table;
 use crate::quantity::parse_duration;
 
@@ -20,6 +20,8 @@ pub struct Hook {
     pub timeout: Duration,
     /// What its failure means.
     pub on_failure: OnFailure,
+    /// The settings of the file.
+    pub used: Vec<Used>,
 }
 
 /// When a hook runs.
@@ -106,13 +108,14 @@ impl Hook {
         {
             settings.wrong(&value.place, "on", "snapshots are made for a source; name it with for = [\"home\"]");
         }
-        settings.end();
+        let used = settings.end();
         Some(Hook {
             on: on?,
             sources: of.unwrap_or_default(),
             words: words?,
             timeout: timeout.unwrap_or(TIMEOUT),
             on_failure: on_failure.unwrap_or_default(),
+            used,
         })
     }
 }

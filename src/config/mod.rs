@@ -34,7 +34,7 @@ pub use hook::{Hook, Moment, OnFailure};
 pub use place::{Mistake, Place};
 pub use priority::{IoClass, Priority};
 pub use report::{Ping, Report};
-pub use secret::Secret;
+pub use secret::{CREDENTIALS, Secret, credential_file};
 pub use settings::Used;
 pub use source::{FileSystemSnapshot, SnapshotKind, SourceConfig};
 pub use target::{Conditions, Missing, Prune, TargetConfig};
@@ -179,19 +179,9 @@ impl<'a> Parts<'a> {
         }
         let hooks = self.hooks.iter().filter_map(|(place, table)| Hook::read(place, table, &source_names, mistakes));
         let hooks = hooks.collect();
-        let report = self.report.map(|table| {
-            let mut settings = Settings::new("report", vec![table], mistakes);
-            let report = Report::read(&mut settings);
-            settings.end();
-            report
-        });
+        let report = self.report.map(|table| Report::read(Settings::new("report", vec![table], mistakes)));
         let report = report.unwrap_or_default();
-        let check = self.check.map(|table| {
-            let mut settings = Settings::new("check", vec![table], mistakes);
-            let check = CheckConfig::read(&mut settings);
-            settings.end();
-            check
-        });
+        let check = self.check.map(|table| CheckConfig::read(Settings::new("check", vec![table], mistakes)));
         Config { targets, sources, hooks, priority: priority.unwrap_or_default(), check, report }
     }
 

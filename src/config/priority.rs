@@ -1,4 +1,4 @@
-//! The priority of the steps of a run: `nice` and `io-class`.
+//! The priority of the steps of a run: `nice` and `io`.
 
 use super::settings::Settings;
 
@@ -25,7 +25,7 @@ const BEST_EFFORT: u8 = 4;
 
 impl Priority {
     pub(super) fn read(settings: &mut Settings<'_>) -> Self {
-        Priority { nice: settings.quantity("nice", nice), io: settings.parsed("io-class", io_class) }
+        Priority { nice: settings.quantity("nice", nice), io: settings.parsed("io", io_class) }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::secret::{Secret, secret};
-use super::settings::{Settings, absolute};
+use super::settings::{Settings, Used, absolute};
 
 /// Where a run is reported.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -12,6 +12,8 @@ pub struct Report {
     pub metrics: Option<PathBuf>,
     /// The URL that is told about the beginning and the end.
     pub ping: Option<Ping>,
+    /// The settings of the file.
+    pub used: Vec<Used>,
 }
 
 /// A URL that is told about the beginning and the end of a run.
@@ -19,17 +21,17 @@ pub struct Report {
 pub struct Ping {
     /// The URL. Whoever has it can send pings, so it is a secret.
     pub url: Secret,
-    /// Whether the summary of the run is sent.
-    pub send_summary: bool,
+    /// Whether the end of a run is sent with a line for each step.
+    pub send_log: bool,
 }
 
 impl Report {
-    pub(super) fn read(settings: &mut Settings<'_>) -> Self {
+    pub(super) fn read(mut settings: Settings<'_>) -> Self {
         let metrics = settings.parsed("metrics", absolute);
         let ping = settings.table("ping", |settings| {
             let url = secret(settings, "url")?;
-            Some(Ping { url, send_summary: settings.flag("send-summary").unwrap_or(false) })
+            Some(Ping { url, send_log: settings.flag("send-log").unwrap_or(false) })
         });
-        Report { metrics, ping: ping.flatten() }
+        Report { metrics, ping: ping.flatten(), used: settings.end() }
     }
 }

@@ -1,6 +1,6 @@
 //! Secrets, which are stored outside of the configuration.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::settings::Settings;
 
@@ -37,6 +37,15 @@ pub(super) fn secret(settings: &mut Settings<'_>, key: &'static str) -> Option<S
             None
         }
     }
+}
+
+/// Where root keeps the credentials that the service gets.
+pub const CREDENTIALS: &str = "/etc/brackfs/credentials";
+
+/// The file with a credential: where systemd put it, or outside of a service where it takes it from.
+pub fn credential_file(name: &str) -> PathBuf {
+    let given = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    given.as_deref().unwrap_or(Path::new(CREDENTIALS)).join(name)
 }
 
 /// A credential is a file name.

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::place::{Mistakes, Place};
+use super::secret::{Secret, credential_file, secret};
 use super::settings::{Settings, Used, absolute};
-use super::value::Table;
-use crate::quantity::{parse_duration, parse_percent, parse_size};
+use super::value::{Kind, Table};
+use crate::quantity::{parse_duration, parse_percent, parse_rate, parse_size};
 use crate::storage::{Location, Rates, Remote, parse_endpoint};
 
 /// A repository, and how to use it.
@@ -24,6 +25,10 @@ pub struct TargetConfig {
     pub prune: Prune,
     /// How long to wait for another run that writes to it.
     pub wait_lock: Duration,
+    /// The files with the certificates that it must be encrypted to; `None` if that is not compared.
+    pub recipients: Option<Vec<PathBuf>>,
+    /// The credential of the systemd unit that has the login for the server.
+    pub credential: Option<String>,
     /// The settings of the file.
     pub used: Vec<Used>,
 }
@@ -92,12 +97,13 @@ impl TargetConfig {
             command.map(|(text, _)| text.split_ascii_whitespace().map(str::to_owned).collect())
         };
         let file = |settings: &mut Settings<'_>, key| settings.text(key).map(|(path, place)| place.path(path));
-        let rate = |text: &str| parse_size(text)?.try_into().map_err(|_| "must not be 0".to_owned());
+        let (credentials, credential) = credentials(&mut settings).unzip();
+        let credential = credential.flatten();
         let remote = Remote {
             ssh: words(&mut settings, "ssh").unwrap_or(remote.ssh),
             rclone: words(&mut settings, "rclone").unwrap_or(remote.rclone),
             endpoint: settings.parsed("endpoint", parse_endpoint),
-            credentials: file(&mut settings, "credentials"),
+            credentials,
             ca: file(&mut settings, "ca"),
             connections: settings
                 .quantity("connections", |text| text.parse().map_err(|_| "write a number from 1 on"))
@@ -106,12 +112,14 @@ impl TargetConfig {
             ..remote
         };
         let rates = Rates {
-            upload: settings.quantity("limit-upload", rate),
-            download: settings.quantity("limit-download", rate),
+            upload: settings.quantity("limit-upload", parse_rate),
+            download: settings.quantity("limit-download", parse_rate),
         };
         let conditions = Conditions::read(&mut settings);
         let prune = settings.table("prune", Prune::read).unwrap_or_default();
         let wait_lock = settings.quantity("wait-lock", parse_duration).unwrap_or(WAIT_LOCK);
+        let recipients = settings.texts("recipients");
+        let recipients = recipients.map(|files| files.into_iter().map(|(path, place)| place.path(path)).collect());
         let used = settings.end();
         Some(TargetConfig {
             name: name.to_owned(),
@@ -120,8 +128,28 @@ impl TargetConfig {
             conditions,
             prune,
             wait_lock,
+            recipients,
+            credential,
             used,
         })
+    }
+}
+
+/// Reads `credentials`: the file with the login, or a secret that is one. Returns it, and its name if it is a credential.
+fn credentials(settings: &mut Settings<'_>) -> Option<(PathBuf, Option<String>)> {
+    const KEY: &str = "credentials";
+    let value = settings.find(KEY)?;
+    if !matches!(value.kind, Kind::Table(_)) {
+        return settings.text(KEY).map(|(path, place)| (place.path(path), None));
+    }
+    match secret(settings, KEY)? {
+        Secret::File(file) => Some((file, None)),
+        Secret::Credential(name) => Some((credential_file(&name), Some(name))),
+        Secret::Variable(_) | Secret::Command(_) => {
+            let why = "the login must be a file or a credential; without this key, variables are used: see brackfs-targets(7)";
+            settings.wrong(&value.place, KEY, why);
+            None
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::{Config, Error, Missing, Moment, OnFailure, Secret};
+use super::{Config, Error, Missing, Moment, OnFailure, Secret, credential_file};
 use crate::backup::StreamSource;
 use crate::retention::{Count, Period, Policy, Rule};
 
@@ -45,7 +45,7 @@ version = 1
 [defaults]
 exclude-caches = true
 exclude = ["*.tmp"]
-keep = { last = 3, daily = 7, yearly = "unlimited" }
+keep = { last = 3, daily = 7, yearly = "all" }
 
 [target.nas]
 repository = "/mnt/nas/brackfs"
@@ -56,7 +56,7 @@ prune = { every = "3d", max-waste = "10%", grace = 0 }
 [target.offsite]
 repository = "s3://bucket/web1"
 credentials = "s3.credentials"
-limit-upload = "2MiB"
+limit-upload = "2MiB/s"
 when = { ac-power = true, metered = false }
 
 [source.system]
@@ -127,6 +127,24 @@ fn a_whole_file_is_read() {
     let hook = &config.hooks[0];
     assert_eq!((&hook.on[..], hook.timeout.as_secs(), hook.on_failure), (&[Moment::Before][..], 300, OnFailure::Warn));
     assert_eq!(config.report.ping.unwrap().url, Secret::Credential("healthchecks".into()));
+}
+
+#[test]
+fn the_login_of_a_server_is_a_file_or_a_credential() {
+    let with = |credentials: &str| {
+        let target = format!("[target.far]\nrepository = \"s3://bucket\"\ncredentials = {credentials}\n");
+        folder(&[("config.toml", &target)])
+    };
+    let at = with("{ file = \"login\" }");
+    let far = load(&at).unwrap().targets.remove(0);
+    assert_eq!((far.location.remote().credentials.clone(), far.credential), (Some(at.path().join("login")), None));
+    let far = load(&with("{ credential = \"far\" }")).unwrap().targets.remove(0);
+    assert_eq!(far.location.remote().credentials, Some(credential_file("far")));
+    assert_eq!(far.credential.as_deref(), Some("far"));
+    for wrong in ["{ env = \"LOGIN\" }", "{ command = [\"pass\"] }"] {
+        let Error::Mistakes(found) = load(&with(wrong)).unwrap_err() else { panic!("{wrong}") };
+        assert!(found[0].to_string().contains("credentials: the login must be a file or a credential"), "{found:?}");
+    }
 }
 
 #[test]
@@ -371,12 +389,8 @@ fn what_every_backup_would_refuse_is_a_mistake() {
         ("a", "paths = [\"/\"]\nmax-age = 0\n".to_owned(), "6:11: max-age: must not be 0"),
         ("a", "paths = [\"/\"]\nmax-age = \"soon\"\n".to_owned(), "6:11: max-age: not a duration"),
         ("a", "paths = [\"/\"]\nnice = 20\n".to_owned(), "6:8: nice: write a whole number from 0 to 19"),
-        (
-            "a",
-            "paths = [\"/\"]\nio-class = \"best-effort 8\"\n".to_owned(),
-            "6:12: io-class: write \"idle\", \"best-effort\"",
-        ),
-        ("a", "paths = [\"/\"]\nio-class = \"realtime\"\n".to_owned(), "6:12: io-class: write \"idle\""),
+        ("a", "paths = [\"/\"]\nio = \"best-effort 8\"\n".to_owned(), "6:6: io: write \"idle\", \"best-effort\""),
+        ("a", "paths = [\"/\"]\nio = \"realtime\"\n".to_owned(), "6:6: io: write \"idle\""),
         ("a", "paths = [\"/\"]\nallow-empty = true\n".to_owned(), "6:15: allow-empty: belongs to a command"),
     ] {
         let said = source(name, &text);

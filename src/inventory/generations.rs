@@ -71,6 +71,7 @@ impl Generations {
         // A first attempt to read it may have failed.
         let own = generation.name();
         self.strange.retain(|strange| strange.name.number >= number && strange.name != own);
+        self.learnt.retain(|(name, _)| *name != own);
         self.last.push(generation);
     }
 

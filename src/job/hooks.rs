@@ -111,7 +111,14 @@ mod tests {
 
     fn shell(script: &str, timeout: Duration) -> Hook {
         let words = ["sh", "-c", script].map(str::to_owned).to_vec();
-        Hook { on: vec![Moment::Finally], sources: Vec::new(), words, timeout, on_failure: OnFailure::Abort }
+        Hook {
+            on: vec![Moment::Finally],
+            sources: Vec::new(),
+            words,
+            timeout,
+            on_failure: OnFailure::Abort,
+            used: Vec::new(),
+        }
     }
 
     #[test]

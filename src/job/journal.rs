@@ -489,6 +489,12 @@ impl Journal {
         Ok(found.map_err(|e| self.failed(e))?.and_then(|id| id.parse().ok()))
     }
 
+    /// Forgets all steps on a target, since it has a new repository.
+    pub fn forget_target(&self, target: &str) -> Result<(), JournalError> {
+        let deleted = self.db.execute("DELETE FROM steps WHERE target = ?", [target]);
+        deleted.map(drop).map_err(|e| self.failed(e))
+    }
+
     /// Whether such a step is due on a target, counted from the beginning of the last one that was completed. Entries of a clock
     /// that was ahead do not count.
     pub fn is_due(&self, step: Step, target: &str, every: Duration) -> Result<bool, JournalError> {

@@ -1,14 +1,14 @@
 //! Pings of a URL at the beginning and the end of a run.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use ureq::Agent;
 use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
 
-use crate::config::Secret;
+use crate::config::{Secret, credential_file};
 use crate::storage::{Interrupt, agent};
 use crate::sys::bounded::{SECRET as LONGEST, read_file};
 use crate::sys::process_group::{OutputPipe, ProcessGroup};
@@ -31,19 +31,19 @@ pub fn ping(url: &Secret, end: &str, body: Option<&str>, interrupt: &Interrupt) 
         Some(body) => agent.post(&whole).send(body),
         None => agent.get(&whole).call(),
     };
-    // The words of an error may repeat the URL.
-    sent.map(drop).map_err(|error| error.to_string().replace(&whole, "the URL").replace(&url, "the URL"))
+    // The words of an error may repeat the URL. Those of a connector have no meaning of their own in front.
+    let told = |error: ureq::Error| match error {
+        ureq::Error::Other(cause) => cause.to_string(),
+        error => error.to_string(),
+    };
+    sent.map(drop).map_err(|error| told(error).replace(&whole, "the URL").replace(&url, "the URL"))
 }
 
 /// Reads a secret: the first line.
 fn reveal(secret: &Secret, interrupt: &Interrupt) -> Result<String, String> {
     let text = match secret {
         Secret::File(path) => read(path)?,
-        Secret::Credential(name) => {
-            let folder = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
-            let folder = folder.ok_or("there are no credentials: CREDENTIALS_DIRECTORY is not set")?;
-            read(&folder.join(name))?
-        }
+        Secret::Credential(name) => read(&credential_file(name))?,
         Secret::Variable(name) => {
             std::env::var(name).map_err(|_| format!("the variable {name} is not set, or is not UTF-8"))?
         }

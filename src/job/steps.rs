@@ -486,7 +486,7 @@ impl<'a> Run<'a> {
             return;
         }
         let (job, environment) = (self.job, self.environment);
-        let CheckConfig { every, read_data } = job.config.check.unwrap_or_default();
+        let CheckConfig { every, read_data, .. } = job.config.check.clone().unwrap_or_default();
         self.step(Step::Check, None, Some(&target.name), |monitor| {
             if let Some(outcome) = obstacle(&target.conditions) {
                 return Ok(outcome);
@@ -632,6 +632,7 @@ fn back_up(
     }
     let location = environment.caller.locate(target);
     options.policy.dry_run = job.dry_run;
+    options.policy.recipients = target.recipients.clone();
     if job.allow_shrink {
         options.policy.guard = None;
     }

@@ -16,7 +16,7 @@ use crate::crypt::SecretKey;
 use crate::inventory::{Inventory, host_access, host_key};
 use crate::monitor::{Monitor, Total, Unit};
 use crate::repository::Repository;
-use crate::session::{self, Checks, LockWait, Mend, Priority, Session};
+use crate::session::{self, Checks, LockWait, Priority, Session};
 use crate::state::{Lock, RepositoryState};
 
 /// Removes data that no kept snapshot needs, with the host key alone. Waits up to `wait` for the lock. Gives it up for other
@@ -72,7 +72,7 @@ impl Round<'_> {
     fn run(&self, key: SecretKey, summary: &mut Option<Summary>) -> Result<(), Error> {
         let _span = debug_span!("prune").entered();
         let Round { repository, limits, monitor, stop, .. } = self;
-        let checks = Checks { mend: Mend::No, recheck: 0, daily_at: None, early: None };
+        let checks = Checks::default();
         let (mut session, mut catalog) = Session::open(repository, limits.lock, key, checks, &mut 0, *monitor, stop)?;
         let result = self.work(&mut session, &mut catalog, summary);
         if matches!(result, Ok(()) | Err(Error::Wanted)) {

@@ -261,7 +261,7 @@ struct EarlierNames {
 impl EarlierNames {
     fn of(directory: &OwnedFd, path: &Path) -> io::Result<Self> {
         let alone = temporary::lock_alone(directory);
-        let names = Listing::read(directory.as_fd(), &SharedPath::from(path)).map_err(io::Error::other);
+        let names = Listing::read(directory.as_fd(), &SharedPath::from(path), usize::MAX).map_err(io::Error::other);
         temporary::lock(directory);
         Ok(EarlierNames { names: Some(names?.peekable()), alone })
     }

@@ -15,7 +15,7 @@ use crate::format::usage::Hold;
 use crate::inventory::host_key;
 use crate::monitor::Monitor;
 use crate::repository::Repository;
-use crate::session::{self, Checks, LockWait, Mend, Priority, Session};
+use crate::session::{self, Checks, LockWait, Priority, Session};
 use crate::state::RepositoryState;
 
 /// What a run works on.
@@ -179,7 +179,7 @@ impl Scene<'_> {
         let Scene { repository, state, wait_lock, monitor, stop } = *self;
         let key = host_key(state).map_err(session::Error::from)?;
         let lock = session::lock(state, wait_lock, Priority::Normal, monitor, stop).map_err(session::Error::from)?;
-        let checks = Checks { mend: Mend::No, recheck: 0, daily_at: None, early: None };
+        let checks = Checks::default();
         let (mut session, mut catalog) = Session::open(repository, &lock, key, checks, &mut 0, monitor, stop)?;
         let done = work(&mut session, &mut catalog)?;
         catalog.set_finished()?;

@@ -16,7 +16,7 @@ use crate::format::name::{self, SnapshotName};
 /// How far after now a snapshot may be dated and still be counted.
 pub const FUTURE_TOLERANCE: SignedDuration = SignedDuration::from_hours(1);
 
-/// How many snapshots a rule keeps: a number or `unlimited`.
+/// How many snapshots a rule keeps: a number or `unlimited`, which may be written `all`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Count(usize);
 
@@ -36,7 +36,7 @@ impl FromStr for Count {
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
-            "unlimited" => Ok(Count::UNLIMITED),
+            "unlimited" | "all" => Ok(Count::UNLIMITED),
             _ => text.parse().map(Count).map_err(|_| "write a number, or unlimited".to_owned()),
         }
     }
@@ -341,9 +341,9 @@ mod tests {
             assert_eq!(Policy::new(rules), Err(Error::Empty));
         }
         assert!(Policy::new(vec![Rule::Last(Count(0)), each(Period::Day, 1)]).is_ok());
-        assert_eq!("unlimited".parse(), Ok(Count::UNLIMITED));
+        assert_eq!(["unlimited", "all"].map(str::parse), [Ok(Count::UNLIMITED), Ok(Count::UNLIMITED)]);
         assert_eq!("7".parse(), Ok(Count(7)));
-        for text in ["", "-1", "7d", "all", "99999999999999999999"] {
+        for text in ["", "-1", "7d", "any", "99999999999999999999"] {
             assert_eq!(text.parse::<Count>(), Err("write a number, or unlimited".to_owned()), "{text}");
         }
     }

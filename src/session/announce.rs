@@ -25,16 +25,22 @@ impl Rivals<'_> {
         let mut listed = false;
         for (name, length) in self.repository.generations()? {
             listed |= name == own;
-            let is_known = |strange: &Strange| (strange.name, strange.length) == (name, length);
-            if name.number < own.number || name == own || self.strange.iter().any(is_known) {
+            let known = self.strange.iter().position(|strange| (strange.name, strange.length) == (name, length));
+            // One that could not be read may be readable by now.
+            let was_unread = known.and_then(|at| self.strange.get(at)).is_some_and(|known| known.unread.is_some());
+            if name.number < own.number || name == own || known.is_some() && !was_unread {
                 continue;
             }
             match self.access.generation(self.repository, name) {
                 Ok(_) => return Err(Error::ConcurrentWriter { found: name.number }),
                 // It may be that of a rival.
+                Err(repository::Error::Target(_)) if was_unread => {}
                 Err(error) if is_unknown(&error) => return Err(error.into()),
                 // Anyone may have created it.
-                Err(error) => self.strange.push(Strange::new((name, length), &error)),
+                Err(error) => {
+                    known.map(|at| self.strange.swap_remove(at));
+                    self.strange.push(Strange::new((name, length), &error));
+                }
             }
         }
         Ok(listed)

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tracing::debug_span;
 
 use super::error::Error;
-use super::open::{Checks, Mend, Session};
+use super::open::{Checks, Session};
 use crate::catalog::Condemned;
 use crate::inventory::{self, Inventory, host_access, host_key};
 use crate::monitor::Monitor;
@@ -46,7 +46,7 @@ pub fn check_part(
         let lock = super::lock(state, wait, Priority::Low, monitor, stop)?;
         let key = host_key(state)?;
         let (host, access) = (key.certificate(), host_access(&key)?);
-        let checks = Checks { mend: Mend::No, recheck: 0, daily_at: None, early: None };
+        let checks = Checks::default();
         let (_session, mut catalog) = Session::open(repository, &lock, key, checks, &mut 0, monitor, stop)?;
         let inventory = Inventory { repository, access: &access, monitor, stop };
         let bytes = match left {

@@ -37,6 +37,24 @@ pub enum Error {
         /// The choice made at init.
         expected: &'static str,
     },
+    /// The repository is encrypted to others than expected.
+    #[error(
+        "the repository is encrypted to {found}, but its recipients in the configuration are {expected}; nothing was backed up"
+    )]
+    OtherRecipients {
+        /// The certificates of the repository.
+        found: String,
+        /// The expected ones.
+        expected: String,
+    },
+    /// A certificate that the repository must be encrypted to cannot be read.
+    #[error("cannot read the certificate {}: {why}", path.display())]
+    BadRecipient {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
     /// The host key on disk is not that of the catalog.
     #[error("the host key of this machine is {found}, but the catalog was made for {expected}")]
     HostKey {

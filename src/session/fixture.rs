@@ -83,7 +83,7 @@ impl Site {
         let state = RepositoryState::new(&self.folder.path().join("state"), repository.id());
         let lock = lock(&state, LockWait::option(Duration::ZERO), Priority::Normal, &Silent, &stop).unwrap();
         let key = host_key(&state).unwrap();
-        let checks = Checks { mend: Mend::No, recheck: READ_AGAIN, daily_at: None, early };
+        let checks = Checks { mend: Mend::No, recheck: READ_AGAIN, early, ..Checks::default() };
         let (session, catalog) = Session::open(repository, &lock, key, checks, &mut 0, &Silent, &stop).unwrap();
         test(&session, catalog)
     }

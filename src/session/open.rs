@@ -1,6 +1,7 @@
 //! A run that may write: it holds the lock, and its catalog claims nothing that the repository lacks.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::sleep;
@@ -23,6 +24,7 @@ use crate::repository::{Access, Repository, Writer};
 use crate::source::now;
 use crate::state::{Lock, RepositoryState};
 use crate::storage::{Ahead, ErrorKind};
+use crate::sys::bounded::{KEYS, read_file};
 
 /// The doubt about a repository without runs.
 pub const NOTHING_YET: &str = "nothing was backed up yet";
@@ -57,6 +59,15 @@ pub struct Checks<'c> {
     pub daily_at: Option<&'c str>,
     /// If the reads of the session were begun, the runs that were known before.
     pub early: Option<EarlyRuns>,
+    /// The files with the certificates that the repository must be encrypted to; `None` if that is not compared.
+    pub recipients: Option<&'c [PathBuf]>,
+}
+
+impl Default for Checks<'_> {
+    /// As few as a run needs.
+    fn default() -> Self {
+        Checks { mend: Mend::No, recheck: 0, daily_at: None, early: None, recipients: None }
+    }
 }
 
 /// A run that may write to a repository.
@@ -103,6 +114,7 @@ impl<'r> Session<'r> {
         let (mut catalog, built) = open_catalog(&inventory, lock, &host, checks.mend)?;
         let trust = catalog.trust().clone();
         compare(repository, &trust, &host)?;
+        compare_recipients(&trust.recipients, checks.recipients)?;
         let is_look_due = checks.daily_at.is_none_or(|place| !lock.state().has_looked(place, LOOK_AGAIN));
         let mut reads = if is_look_due { inventory.reads_for_upkeep(&trust.recipients, &host) } else { Vec::new() };
         let runs = EarlyRuns::of(&catalog)?;
@@ -399,7 +411,9 @@ fn choose_number(inventory: &Inventory<'_>, catalog: &mut Catalog, above: u64) -
         }
         Divergence::SetBack { found, known } | Divergence::Forgotten { found, known } => found.max(known),
     };
-    let message = divergence.message();
+    // Another machine with a copy of the catalog may have removed packs in a run that cannot be read.
+    let is_unread = || generations.strange.iter().any(|strange| strange.unread.is_some());
+    let message = divergence.message().or_else(|| is_unread().then(|| "a run of the repository cannot be read".into()));
     if let Some(message) = &message {
         monitor.note(&format!("{message}. Packs are compared with the catalog before anything is stored"));
         is_outdated = agree(inventory, catalog, generations.last.first())?;
@@ -532,8 +546,7 @@ fn warn_of_expiry(recipients: &[Certificate], monitor: &dyn Monitor) {
         if let Some(expiry) = recipient.expiry().filter(|expiry| *expiry < soon) {
             let day = jiff::Timestamp::try_from(expiry).map(|expiry| expiry.strftime("%Y-%m-%d").to_string());
             monitor.note(&format!(
-                "the certificate {recipient} expires on {}, and backups fail from then on; ask its owner for a renewed \
-                 one and pass it to `brackfs recipients update`",
+                "the certificate {recipient} expires on {}; then backups fail. Give a renewed one to `brackfs recipients update`",
                 day.unwrap_or_default()
             ));
         }
@@ -550,6 +563,26 @@ fn compare(repository: &Repository, trust: &Trust, host: &Certificate) -> Result
         return Err(Error::Encryption { found: word(repository.encrypted()), expected: word(trust.encrypted) });
     }
     Ok(())
+}
+
+/// Compares the recipients with those that are expected, by their fingerprints: renewed certificates keep theirs.
+fn compare_recipients(found: &[Certificate], expected: Option<&[PathBuf]>) -> Result<(), Error> {
+    let Some(files) = expected else { return Ok(()) };
+    let read = |path: &PathBuf| {
+        let failed = |why: String| Error::BadRecipient { path: path.clone(), why };
+        let bytes = read_file(path, KEYS).map_err(|e| failed(e.to_string()))?;
+        Certificate::parse(&bytes).map_err(|e| failed(e.to_string()))
+    };
+    let expected = &files.iter().map(read).collect::<Result<Vec<_>, _>>()?[..];
+    let fingerprints = |them: &[Certificate]| them.iter().map(Certificate::fingerprint).collect::<BTreeSet<_>>();
+    if fingerprints(found) == fingerprints(expected) {
+        return Ok(());
+    }
+    let names = |them: &[Certificate]| match them {
+        [] => "nobody".to_owned(),
+        them => them.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and "),
+    };
+    Err(Error::OtherRecipients { found: names(found), expected: names(expected) })
 }
 
 /// Looks for snapshots that a killed run was about to write, and for those that were missing before: they may exist by

@@ -152,8 +152,13 @@ impl Directory {
 
     /// Lists the names in the directory, sorted as bytes.
     pub fn list(&self) -> Result<Listing, Error> {
+        self.list_within(usize::MAX)
+    }
+
+    /// The same with at most `kept` bytes of names in memory while they are used.
+    pub fn list_within(&self, kept: usize) -> Result<Listing, Error> {
         let _alone = self.listing.lock().unwrap_or_else(PoisonError::into_inner);
-        Listing::read(self.fd.as_fd(), &self.path)
+        Listing::read(self.fd.as_fd(), &self.path, kept)
     }
 
     /// Lists the names in the directory, sorted; `None` if there are more than `most`.

@@ -41,11 +41,12 @@ pub struct Listing {
 }
 
 impl Listing {
-    /// Reads an open directory from its start. `path` is used in messages.
-    pub fn read(fd: BorrowedFd<'_>, path: &SharedPath) -> Result<Self, Error> {
+    /// Reads an open directory from its start. `path` is used in messages, and `kept` are the bytes of names that may stay in
+    /// memory.
+    pub fn read(fd: BorrowedFd<'_>, path: &SharedPath, kept: usize) -> Result<Self, Error> {
         let unreadable = |e: Errno| Error::io("list the directory", path.clone(), e);
         let unsorted = |source| unsorted(path, source);
-        let mut sorter = Sorter::new(Limits::default());
+        let mut sorter = Sorter::new(Limits { kept, ..Limits::default() });
         let mut sorting = Ok(());
         let mut key = Vec::new();
         each_name(fd, |name, is_directory| {
@@ -57,6 +58,11 @@ impl Listing {
         sorting.map_err(unsorted)?;
         let names = sorter.finish().map_err(unsorted)?;
         Ok(Listing { names, last: OsString::new(), path: path.clone(), failed: false })
+    }
+
+    /// Bytes of memory that it takes.
+    pub fn memory(&self) -> usize {
+        self.names.memory()
     }
 }
 

@@ -1,6 +1,6 @@
 //! External merge sort of names.
 //!
-//! Names are collected and sorted in runs. A single run stays in RAM. Several runs are written to one unnamed temporary
+//! Names are collected and sorted in runs. A single run stays in RAM, unless that is limited to less. Other runs are written to one unnamed temporary
 //! file and merged while the names are read. All runs share a file because a walk keeps a listing open on each level of
 //! the tree and file descriptors are limited. The size of the file is limited; more names are an error.
 //!
@@ -33,6 +33,8 @@ pub(super) struct Limits {
     pub(super) names: usize,
     /// Bytes of names per run; a longer name forms its own run.
     pub(super) bytes: usize,
+    /// Bytes of names that stay in RAM while they are read.
+    pub(super) kept: usize,
     /// Runs merged at once, at least 2.
     pub(super) runs: usize,
     /// Bytes in the temporary file. The directory of a malicious FUSE file system may be endless.
@@ -41,7 +43,7 @@ pub(super) struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { names: 50_000, bytes: 4 << 20, runs: 64, spilled: 1 << 30 }
+        Limits { names: 50_000, bytes: 4 << 20, kept: usize::MAX, runs: 64, spilled: 1 << 30 }
     }
 }
 
@@ -88,7 +90,7 @@ impl Sorter {
 
     /// The collected names, ascending and without duplicates.
     pub(super) fn finish(mut self) -> io::Result<Sorted> {
-        if self.spilled.is_some() {
+        if self.spilled.is_some() || self.run.bytes.len() > self.limits.kept {
             self.spill()?;
         }
         let Some(spill) = self.spilled else {
@@ -157,6 +159,14 @@ pub(super) enum Sorted {
 }
 
 impl Sorted {
+    /// Bytes of RAM that it takes.
+    pub(super) fn memory(&self) -> usize {
+        match self {
+            Sorted::InMemory { run, .. } => run.bytes.capacity() + run.spans.capacity() * size_of::<(u32, u32)>(),
+            Sorted::Merged(merge) => merge.runs() * BUFFER,
+        }
+    }
+
     pub(super) fn next(&mut self) -> Option<io::Result<Vec<u8>>> {
         match self {
             Sorted::InMemory { run, taken } => {
@@ -241,6 +251,10 @@ impl Merge {
         Ok(merge)
     }
 
+    fn runs(&self) -> usize {
+        self.runs.len()
+    }
+
     fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
         let Some(name) = self.pop()? else { return Ok(None) };
         // Each run is free of duplicates, but several runs may contain the name.
@@ -319,7 +333,7 @@ mod tests {
 
     #[test]
     fn endless_names_are_an_error() {
-        let mut sorter = Sorter::new(Limits { names: 100, bytes: 1 << 20, runs: 2, spilled: 1 << 20 });
+        let mut sorter = Sorter::new(Limits { names: 100, runs: 2, spilled: 1 << 20, ..Limits::default() });
         let failed = (0u64..).find_map(|n| sorter.push(&n.to_be_bytes()).err()).unwrap();
         assert_eq!(failed.to_string(), "it has more than 1 MiB of names");
     }

@@ -161,6 +161,11 @@ impl Disk {
         self.state().unsyncable = Some(path.to_owned());
     }
 
+    /// Fails to open files at these paths from now on.
+    pub fn refuse_to_open(&self, paths: Vec<String>) {
+        self.state().unreadable = paths;
+    }
+
     /// Has one in so many operations fail from now on where it is shown unreliably (0: none).
     pub fn falter(&self, one_in: u64, random: Random) {
         self.state().faltering = (one_in > 0).then_some((one_in, random));
@@ -271,6 +276,7 @@ struct State {
     counts: BTreeMap<Operation, u64>,
     refusal: Option<Refusal>,
     unsyncable: Option<String>,
+    unreadable: Vec<String>,
     /// Rate of failures, and the operations that fail.
     faltering: Option<(u64, Random)>,
     unplugged: bool,
@@ -645,8 +651,13 @@ impl Filesystem for Mounted {
         answer!(reply, rename(), () => reply.ok());
     }
 
-    fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        let opened = self.reach().and_then(|mut state| state.begin(Operation::Open));
+    fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        let opened = self.reach().and_then(|mut state| {
+            match !state.unreadable.is_empty() && state.unreadable.contains(&state.path(ino.0)) {
+                true => Err(Errno::EIO),
+                false => state.begin(Operation::Open),
+            }
+        });
         let flags = if self.unreliable { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::FOPEN_KEEP_CACHE };
         answer!(reply, opened, () => reply.opened(FileHandle(0), flags));
     }

@@ -9,6 +9,7 @@ use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 
 use super::jobs::{JobFile, ReadSetup};
+use crate::format::Kind;
 use crate::source::{self, Clock, Directory, Extended, Stat, WholeReader, now};
 
 /// A small file that was read before it is known whether it kept still.
@@ -33,7 +34,10 @@ pub(super) fn read_early(
     let call = setup.calls.about_names(directory.shared_path(), names.clone());
     let mut handles = Vec::with_capacity(files.len());
     for (file, name) in files.iter().zip(names) {
-        let handle = if is_early(file) { directory.open_file(name).ok() } else { None };
+        // Something else may have taken the place of the file, such as a FIFO, whose read would wait for a writer.
+        let is_file = |there: Stat| there.kind == Kind::File && there.inode() == file.seen.inode();
+        let is_it = |handle: &File| Stat::of_fd(handle).is_ok_and(is_file);
+        let handle = if is_early(file) { directory.open_file(name).ok().filter(is_it) } else { None };
         if let Some(handle) = handle.as_ref().filter(|_| file.seen.is_recent(opened)) {
             source::have_changes_stamped(handle);
         }
@@ -64,8 +68,14 @@ impl EarlyFile {
 mod tests {
     use std::fs;
     use std::path::Path;
+    use std::sync::Arc;
+    use std::time::SystemTime;
 
+    use super::super::budget::Budget;
+    use super::super::hard_links::HardLinkCache;
+    use super::super::verdict::Patience;
     use super::*;
+    use crate::source::{Chunker, MountTable};
 
     /// A file as it was read when the walk had just seen it.
     fn read(folder: &Path, name: &str) -> (EarlyFile, Stat) {
@@ -74,6 +84,38 @@ mod tests {
         let file = File::open(&path).unwrap();
         let seen = Stat::of_fd(&file).unwrap();
         (EarlyFile { file, bytes: b"content".to_vec() }, seen)
+    }
+
+    #[test]
+    fn a_fifo_in_the_place_of_a_file_is_not_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("name");
+        fs::write(&path, "content").unwrap();
+        let old = fs::FileTimes::new().set_modified(SystemTime::UNIX_EPOCH);
+        let file = File::open(&path).unwrap();
+        file.set_times(old).unwrap();
+        let mut seen = Stat::of_fd(&file).unwrap();
+        seen.ctime.seconds = 0;
+        let setup = ReadSetup {
+            chunker: Chunker::new(1, 1 << 20),
+            files_at_once: 1,
+            whole_below: 1 << 20,
+            attributes: Budget::new(1),
+            hard_links: HardLinkCache::default(),
+            mounts: MountTable::read().unwrap(),
+            calls: Arc::default(),
+        };
+        let (name, patience) = (b"name".to_vec(), Patience::default());
+        let files = [JobFile { name, number: 0, loan: None, patience, seen }];
+        let directory = Directory::open_root(folder.path()).unwrap();
+        let read = || read_early(&directory, &files, &setup, &mut WholeReader::default()).remove(0);
+        assert_eq!(read().unwrap().bytes, b"content");
+
+        fs::remove_file(&path).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::from_raw_mode(0o600)).unwrap();
+        // A writer that writes nothing.
+        let _writer = fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        assert!(read().is_none());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::budget::Budget;
 use super::spill::SpillFile;
 use crate::backup::error::Error;
-use crate::backup::limits::{ATTRIBUTES_AHEAD, BATCH_READERS, LARGE_AHEAD, SMALL_AHEAD, SMALL_READERS, files_at_once};
+use crate::backup::limits::{ATTRIBUTES_AHEAD, LARGE_AHEAD, SMALL_AHEAD, small_reading};
 use crate::source::WholeReader;
 
 /// Where the chunks of a reader wait.
@@ -43,8 +43,7 @@ impl Lanes {
     pub(in crate::backup) fn small_readers(&self) -> usize {
         match &self.small {
             Lane::Spill(_) => 1,
-            _ if files_at_once() > 1 && WholeReader::reads_in_batches() => BATCH_READERS,
-            _ => SMALL_READERS,
+            _ => small_reading(WholeReader::reads_in_batches()).readers,
         }
     }
 

@@ -4,8 +4,9 @@
 //! readers and the sealers run beside it. The channels between them are bounded, and files are taken in the order of the
 //! walk, so no stage gets ahead without limit, and no two stages wait for each other.
 
-use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+
+use roaring::RoaringTreemap;
 
 use super::file::{FilePart, StoredContent};
 use super::frames::{FinishedDirectory, Frame, Frames, NewPart, OpenSegment};
@@ -184,8 +185,8 @@ impl<'a> Assembler<'a> {
         }
         self.hard_links.note_device(stat.dev, device);
         let id = self.enter_row(row.as_ref(), &name, Inode { device, number: stat.ino })?;
-        if let Some(parent) = self.frames.innermost() {
-            parent.children.insert(id);
+        if let Some(parent) = self.frames.innermost().filter(|parent| parent.row.is_some()) {
+            parent.entered.insert(id.0.cast_unsigned());
         }
         let changed = row.as_ref().is_none_or(|row| row.subtree.is_none());
         self.frames.push(Frame {
@@ -197,7 +198,7 @@ impl<'a> Assembler<'a> {
             row,
             parts: Vec::new(),
             segment: OpenSegment::None,
-            children: HashSet::new(),
+            entered: RoaringTreemap::new(),
             changed,
             again,
         });
@@ -569,7 +570,7 @@ impl<'a> Assembler<'a> {
     }
 
     fn finish_directory(&mut self, frame: Frame, removed: &[SegmentId]) -> Result<FinishedDirectory, Error> {
-        let Frame { id, name, stat, extended, untrusted, row, parts, children, changed, again, .. } = frame;
+        let Frame { id, name, stat, extended, untrusted, row, parts, entered, changed, again, .. } = frame;
         if !changed
             && removed.is_empty()
             && let Some(DirectoryRow { subtree: Some((below, node)), linked, indexes, .. }) = &row
@@ -582,8 +583,12 @@ impl<'a> Assembler<'a> {
         let catalog = self.nodes.catalog();
         catalog.remove_segments(id, removed)?;
         if row.is_some() && !again {
-            let gone = catalog.children(id)?.into_iter().filter(|(_, child)| !children.contains(child));
-            self.vanished.extend(gone.map(|(name, child)| VanishedDirectory { parent: id, name, id: child }));
+            let gone = catalog.children_except(id, &entered)?;
+            self.vanished.extend(gone.into_iter().map(|(name, child)| VanishedDirectory {
+                parent: id,
+                name,
+                id: child,
+            }));
         }
         let below = parts.iter().map(|(segment, _)| segment.span).sum();
         let link = match over_segments(&mut self.nodes, stat.uid, parts, INDEX_ITEMS)? {

@@ -1,10 +1,11 @@
 //! The directories that the walk is in, from the root down, with their entries so far.
 
-use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use super::indexes::LinkedSegment;
 use super::nodes::{Link, NodeKey};
+use roaring::RoaringTreemap;
+
 use crate::backup::error::Error;
 use crate::backup::limits::{ATTRIBUTES_OPEN, ENTRIES_OPEN};
 use crate::backup::walk::path_stack::PathStack;
@@ -30,8 +31,8 @@ pub(super) struct Frame {
     /// Its finished segments.
     pub(super) parts: Vec<LinkedSegment>,
     pub(super) segment: OpenSegment,
-    /// Directories below it that were entered.
-    pub(super) children: HashSet<DirectoryId>,
+    /// The ids of directories in it that were entered, if it has a row: others in the catalog vanished.
+    pub(super) entered: RoaringTreemap,
     /// It differs from its row.
     pub(super) changed: bool,
     /// Only deferred files in it are visited.
@@ -191,7 +192,7 @@ mod tests {
             row: None,
             parts: Vec::new(),
             segment: OpenSegment::None,
-            children: HashSet::new(),
+            entered: RoaringTreemap::new(),
             changed: false,
             again: false,
         }

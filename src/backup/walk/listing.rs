@@ -12,6 +12,7 @@ use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::readahead::{Later, Readahead};
 use super::rules::Rules;
@@ -32,6 +33,10 @@ const PIECE_DIRECTORIES: usize = 16;
 const BATCH: usize = 128;
 /// Batches that are read ahead.
 const BATCHES: usize = 8;
+/// The same while the directories that the walk is in hold much: one batch, which is small.
+const CROWDED_BATCH: usize = 8;
+/// How long entries that were read ahead are used. A large neighbour may keep the walk for hours.
+const FRESH: Duration = Duration::from_secs(5);
 
 /// A name in a directory.
 pub(super) struct Name {
@@ -161,6 +166,11 @@ pub(super) struct StatEntry {
 /// An entry, or its name and the error of the stat call.
 pub(super) type StatResult = Result<StatEntry, (OsString, Error)>;
 
+/// Bytes of memory of some entries.
+pub(super) fn memory_of<'e>(entries: impl IntoIterator<Item = &'e StatEntry>) -> usize {
+    entries.into_iter().map(|entry| size_of::<StatEntry>() + entry.name.len()).sum()
+}
+
 /// An open directory.
 pub(super) struct OpenedDirectory {
     pub(super) directory: Arc<Directory>,
@@ -172,6 +182,8 @@ pub(super) struct OpenedDirectory {
     left_out: bool,
     /// Directories in it that were read already.
     pub(super) below: Below,
+    /// A time before it was read.
+    read: Instant,
     /// Counts it as opened ahead of the walk.
     pub(super) ahead: Option<OpenAhead>,
 }
@@ -247,6 +259,7 @@ impl OpenedDirectory {
 
     /// A directory, and the tags in it.
     pub(super) fn open(directory: Directory, rules: &Rules) -> Self {
+        let read = Instant::now();
         let tagged = rules.tags.in_directory(&directory);
         OpenedDirectory {
             directory: Arc::new(directory),
@@ -254,8 +267,22 @@ impl OpenedDirectory {
             short: None,
             left_out: false,
             below: Below::new(),
+            read,
             ahead: None,
         }
+    }
+
+    /// Whether what was read ahead is too old.
+    pub(super) fn is_stale(&self) -> bool {
+        self.read.elapsed() > FRESH
+    }
+
+    /// Forgets what was read ahead, so that the directory is read again.
+    pub(super) fn forget(&mut self, rules: &Rules) {
+        self.tagged = rules.tags.in_directory(&self.directory);
+        self.short = None;
+        self.left_out = false;
+        self.below.clear();
     }
 }
 
@@ -288,6 +315,8 @@ pub(super) struct Entries<'p> {
     batches: usize,
     /// The directory has names, even if all of them are excluded.
     any_names: bool,
+    /// Bytes of memory of entries that were read already, and of names.
+    memory: usize,
 }
 
 /// The next of a directory's entries.
@@ -301,12 +330,13 @@ pub(super) enum Next {
 }
 
 impl<'p> Entries<'p> {
-    /// The entries of a directory at this depth of the tree. `names` is called unless they were read when it was opened.
+    /// The entries of a directory at this depth of the tree. `names` is called unless they were read when it was opened, and
+    /// returns how much memory they take.
     pub(super) fn new(
         opened: &mut OpenedDirectory,
         ground: Ground,
         depth: usize,
-        names: impl FnOnce() -> Result<Names<'p>, Error>,
+        names: impl FnOnce() -> Result<(Names<'p>, usize), Error>,
     ) -> Self {
         let mut entries = Entries {
             directory: opened.directory.clone(),
@@ -318,26 +348,38 @@ impl<'p> Entries<'p> {
             failed: None,
             batches: 0,
             any_names: opened.left_out,
+            memory: 0,
         };
         match opened.short.take() {
-            Some(looks) => entries.ready = looks.into(),
+            Some(looks) => {
+                entries.memory = memory_of(looks.iter().flatten());
+                entries.ready = looks.into();
+            }
             None => match names() {
-                Ok(names) => entries.names = Some(names),
+                Ok((names, memory)) => (entries.names, entries.memory) = (Some(names), memory),
                 Err(e) => entries.failed = Some(e),
             },
         }
         entries
     }
 
-    pub(super) fn next(&mut self, ahead: &Readahead) -> Next {
+    /// Bytes of memory of what was read when it was opened.
+    pub(super) fn memory(&self) -> usize {
+        self.memory
+    }
+
+    /// The next entry. If the directories that the walk is in hold much, `is_crowded`, few are held.
+    pub(super) fn next(&mut self, ahead: &Readahead, is_crowded: bool) -> Next {
         while self.ready.is_empty() && (self.names.is_some() || !self.ahead.is_empty()) {
             // The first batch is needed now, and is often the only one.
-            let most = if self.batches == 0 { 1 } else { BATCHES };
+            let most = if self.batches == 0 || is_crowded { 1 } else { BATCHES };
+            let size = if is_crowded { CROWDED_BATCH } else { BATCH };
             while self.ahead.len() < most
-                && let Some(names) = self.batch()
+                && let Some(names) = self.batch(size)
             {
                 self.batches += 1;
                 self.ahead.push_back(match self.batches {
+                    _ if is_crowded => Later::now(self.ground.stat_all(&self.directory, names)),
                     1 => Later::now(self.ground.stat_all(&self.directory, names)),
                     _ => {
                         let (directory, ground) = (self.directory.clone(), self.ground.clone());
@@ -362,10 +404,10 @@ impl<'p> Entries<'p> {
     }
 
     /// The next batch of names.
-    fn batch(&mut self) -> Option<Vec<Name>> {
+    fn batch(&mut self, size: usize) -> Option<Vec<Name>> {
         let names = self.names.as_mut()?;
-        let mut batch = Vec::with_capacity(BATCH);
-        while batch.len() < BATCH {
+        let mut batch = Vec::with_capacity(size);
+        while batch.len() < size {
             match names.next() {
                 Some(Ok(name)) => batch.push(name),
                 over => {

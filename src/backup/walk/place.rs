@@ -148,25 +148,29 @@ pub(super) fn wanted_names<'p>(
     directory: &Directory,
     mut tagged: Vec<OsString>,
     part: Subset<'p>,
-) -> Result<Names<'p>, source::Error> {
+    kept: usize,
+) -> Result<(Names<'p>, usize), source::Error> {
     let unlisted = move |name: OsString| {
         let given = part.has(&name);
         Ok(Name::unlisted(name).if_given(given))
     };
     if !tagged.is_empty() {
         tagged.retain(|tag| part.whole || part.has(tag));
-        return Ok(Box::new(tagged.into_iter().map(unlisted)));
+        return Ok((Box::new(tagged.into_iter().map(unlisted)), 0));
     }
     if !part.whole {
-        return Ok(Box::new(part.names().map(unlisted)));
+        return Ok((Box::new(part.names().map(unlisted)), 0));
     }
+    let listing = directory.list_within(kept)?;
+    let memory = listing.memory();
     if !part.leads_further() {
-        return Ok(Box::new(directory.list()?.map(|listed| listed.map(Name::listed))));
+        return Ok((Box::new(listing.map(|listed| listed.map(Name::listed))), memory));
     }
-    Ok(Box::new(directory.list()?.map(move |listed| {
+    let names = listing.map(move |listed| {
         listed.map(|listed| {
             let given = part.has(&listed.name);
             Name::listed(listed).if_given(given)
         })
-    })))
+    });
+    Ok((Box::new(names), memory))
 }

@@ -9,7 +9,11 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Most tasks whose results were not asked for yet. Further tasks are done when they are asked for.
-const MOST: usize = 32;
+const MOST: usize = 64;
+/// The same for a level of the tree: those of upper levels stay unasked for as long as the walk is below.
+const MOST_IN_LEVEL: usize = 16;
+/// Most tasks that wait for a helper, also if the walk has done them. More wait only if no helper gets on.
+const MOST_WAITING: usize = 4 * MOST;
 /// Levels of a tree with a queue of their own.
 const LEVELS: usize = 64;
 
@@ -27,7 +31,8 @@ struct Queue {
     /// Tasks by depth in the tree: the walk needs the deepest ones first.
     levels: [VecDeque<Arc<dyn Runnable>>; LEVELS],
     waiting: usize,
-    /// Tasks whose results were not asked for yet.
+    /// Tasks whose results were not asked for yet, by depth, and of all.
+    unasked_by_level: [usize; LEVELS],
     unasked: usize,
     closed: bool,
 }
@@ -59,7 +64,13 @@ trait Runnable: Send + Sync {
 
 impl Default for Queue {
     fn default() -> Self {
-        Queue { levels: array::from_fn(|_| VecDeque::new()), waiting: 0, unasked: 0, closed: false }
+        Queue {
+            levels: array::from_fn(|_| VecDeque::new()),
+            waiting: 0,
+            unasked_by_level: [0; LEVELS],
+            unasked: 0,
+            closed: false,
+        }
     }
 }
 
@@ -112,13 +123,15 @@ impl Readahead {
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Later<T> {
         let task = Arc::new(Task { state: Mutex::new(TaskState::Waiting(Box::new(work))), changed: Condvar::new() });
-        let mut queue = self.queue();
-        if queue.unasked >= MOST {
+        let (mut queue, level) = (self.queue(), depth.min(LEVELS - 1));
+        let is_full = queue.unasked_by_level[level] >= MOST_IN_LEVEL || queue.unasked >= MOST;
+        if is_full || queue.waiting >= MOST_WAITING {
             return Later { task, counted: None };
         }
+        queue.unasked_by_level[level] += 1;
         queue.unasked += 1;
         queue.waiting += 1;
-        queue.levels[depth.min(LEVELS - 1)].push_back(task.clone());
+        queue.levels[level].push_back(task.clone());
         drop(queue);
         self.0.more.notify_one();
         Later { task, counted: Some((self.clone(), depth)) }
@@ -151,8 +164,10 @@ impl<T: Send> Later<T> {
 
 impl<T> Drop for Later<T> {
     fn drop(&mut self) {
-        if let Some((ahead, _)) = &self.counted {
-            ahead.queue().unasked -= 1;
+        if let Some((ahead, depth)) = &self.counted {
+            let mut queue = ahead.queue();
+            queue.unasked_by_level[(*depth).min(LEVELS - 1)] -= 1;
+            queue.unasked -= 1;
         }
     }
 }
@@ -255,6 +270,26 @@ mod tests {
         let later: Vec<_> = (0..2 * MOST).map(|n| ahead.send(n, move || n)).collect();
         assert_eq!(ahead.queue().waiting, MOST);
         assert!(later.into_iter().map(Later::get).eq((0..2 * MOST).map(Some)));
+    }
+
+    #[test]
+    fn upper_levels_leave_room_for_deeper_ones() {
+        let ahead = Readahead::default();
+        let upper: Vec<_> = (0..MOST).map(|_| ahead.send(1, || 1)).collect();
+        assert_eq!(ahead.queue().waiting, MOST_IN_LEVEL);
+        let deeper = ahead.send(2, || 2);
+        assert_eq!(ahead.queue().waiting, MOST_IN_LEVEL + 1);
+        assert_eq!(deeper.get(), Some(2));
+        drop(upper);
+        let queue = ahead.queue();
+        assert_eq!((queue.unasked, queue.unasked_by_level), (0, [0; LEVELS]));
+    }
+
+    #[test]
+    fn without_helpers_the_queue_has_a_bound() {
+        let ahead = Readahead::default();
+        assert!((0..3 * MOST_WAITING).all(|n| ahead.send(1, move || n).get() == Some(n)));
+        assert_eq!(ahead.queue().waiting, MOST_WAITING);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::event::{EnterDirectory, Event, NewFile, OldSegment, PlainEntry, ReusedEntry};
-use super::listing::{Entries, Next, OpenedDirectory, StatEntry, StatResult, WalkContext};
+use super::listing::{Entries, Next, OpenedDirectory, StatEntry, StatResult, WalkContext, memory_of};
 use super::outbox::Outbox;
 use super::path_set::Subset;
 use super::place::{DirectoryMount, Here, Passage, Position, passage, wanted_names};
@@ -23,7 +23,7 @@ use super::stop::WalkStop;
 use crate::backup::calls::Calls;
 use crate::backup::entry::entry_of;
 use crate::backup::error::Error;
-use crate::backup::limits::Directories;
+use crate::backup::limits::{Directories, WALK_HELD};
 use crate::backup::read::verdict::Patience;
 use crate::catalog::stats::Stats;
 use crate::catalog::{Past, SegmentId, SegmentRow, SourceRow};
@@ -100,9 +100,16 @@ pub(in crate::backup) struct SourceWalk<'a> {
     pub(super) counts: WalkCounts,
     pub(super) attempt: ReadAttempt,
     ahead: SiblingsAhead,
+    /// Bytes of memory of entries and names of the directories that the walk is in.
+    held: usize,
     monitor: &'a dyn Monitor,
     stop: &'a AtomicBool,
 }
+
+/// Most entries in a group while the directories that the walk is in hold much.
+const CROWDED_GROUP: usize = 64;
+/// Bytes of sorted names that a directory keeps in memory then.
+const CROWDED_NAMES: usize = 16 << 10;
 
 /// The segment that a directory's entry is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,6 +129,7 @@ impl<'a> SourceWalk<'a> {
             counts: WalkCounts::default(),
             attempt,
             ahead: SiblingsAhead::new(ahead),
+            held: 0,
             monitor,
             stop,
         }
@@ -164,6 +172,20 @@ impl<'a> SourceWalk<'a> {
         if self.stop.load(Ordering::Relaxed) { Err(Error::Interrupted.into()) } else { Ok(()) }
     }
 
+    /// Whether the directories that the walk is in hold so much that it takes less from each further one.
+    fn is_crowded(&self) -> bool {
+        self.held > WALK_HELD
+    }
+
+    /// Most entries in a group. All of them are held while the walk is below one of them.
+    fn most_in_group(&self) -> usize {
+        match self.held / WALK_HELD {
+            0 => SEGMENT_MAX,
+            1 => CROWDED_GROUP,
+            _ => CROWDED_GROUP / 8,
+        }
+    }
+
     pub(super) fn problem(&mut self, path: &Path, why: &str) {
         self.counts.problems += 1;
         self.monitor.problem(path, why);
@@ -203,6 +225,9 @@ impl<'a> SourceWalk<'a> {
         place: Position<'_>,
     ) -> Result<(), WalkStop> {
         let directory = &opened.directory.clone();
+        if opened.is_stale() || self.is_crowded() {
+            opened.forget(&self.context.rules);
+        }
         // From here on it counts as one of the walk's levels.
         opened.ahead = None;
         let below = RefCell::new(std::mem::take(&mut opened.below));
@@ -211,15 +236,21 @@ impl<'a> SourceWalk<'a> {
         self.report_disregarded(directory, disregarded);
         let ground = ground_of(place, &self.context);
         let call = self.context.calls.about(directory.shared_path());
-        let names = || wanted_names(directory, tags, place.part);
+        let kept = if self.is_crowded() { CROWDED_NAMES } else { usize::MAX };
+        let names = || wanted_names(directory, tags, place.part, kept);
         let mut entries = Entries::new(&mut opened, ground, place.depth + 1, names);
         drop(call);
+        let held = entries.memory();
+        self.held += held;
 
         let mut comparison = Comparison::begin(known.as_ref(), &self.recognizer.past)?;
         let is_empty = self.compare_entries(&here, &mut entries, &mut comparison)?;
+        let left_out = entries.left_out();
+        drop(entries);
+        self.held -= held;
         if is_empty && place.entries_before > 0 {
             let had = place.entries_before;
-            let why = if entries.left_out() {
+            let why = if left_out {
                 format!(
                     "everything in it is excluded, but was not in the last backup (entries: {had}); check the patterns"
                 )
@@ -243,7 +274,7 @@ impl<'a> SourceWalk<'a> {
         let mut is_empty = true;
         loop {
             self.check_stop()?;
-            let entry = match entries.next(&self.ahead.queue) {
+            let entry = match entries.next(&self.ahead.queue, self.is_crowded()) {
                 Next::Entry(entry) => entry,
                 Next::Failed(e) => {
                     self.problem(&here.directory.path(), &e.to_string());
@@ -261,8 +292,9 @@ impl<'a> SourceWalk<'a> {
                 Ok(entry) => comparison.group.entries.push(entry),
                 Err((name, e)) => self.problem(&here.directory.child_path(&name), &e.to_string()),
             }
-            if comparison.group.entries.len() > SEGMENT_MAX {
-                self.send_group(here, &mut comparison.group, SEGMENT)?;
+            let most = self.most_in_group();
+            if comparison.group.entries.len() > most {
+                self.send_group(here, &mut comparison.group, SEGMENT.min(most))?;
             }
         }
     }
@@ -347,6 +379,8 @@ impl<'a> SourceWalk<'a> {
     fn send_unchanged(&mut self, here: &Here<'_>, old: OldSegment, entries: Vec<StatEntry>) -> Result<(), WalkStop> {
         self.outbox.send(Event::OldSegment(Box::new(old)))?;
         let mut siblings = Siblings::of(here, &entries, &self.context);
+        let held = memory_of(&entries);
+        self.held += held;
         for entry in &entries {
             self.counts.add(&entry.stat);
             match entry.stat.kind {
@@ -359,6 +393,7 @@ impl<'a> SourceWalk<'a> {
                 _ => {}
             }
         }
+        self.held -= held;
         self.outbox.send(Event::EndSegment)
     }
 
@@ -377,6 +412,8 @@ impl<'a> SourceWalk<'a> {
         let rest = group.entries.split_off(count.min(group.entries.len()));
         let entries = std::mem::replace(&mut group.entries, rest);
         let mut siblings = Siblings::of(here, &entries, &self.context);
+        let held = memory_of(&entries);
+        self.held += held;
         for entry in entries {
             self.counts.add(&entry.stat);
             let old = group.take_old(entry.name.as_bytes());
@@ -389,6 +426,7 @@ impl<'a> SourceWalk<'a> {
                 old => self.store(here, entry, old.is_some())?,
             }
         }
+        self.held -= held;
         self.outbox.send(Event::EndSegment)
     }
 

@@ -77,6 +77,7 @@ impl Draft {
             line("# Other file systems, such as /proc, are left out. To back up one of them, add it to paths.");
             line("one-file-system = true");
         }
+        line("\n# Each target is checked once a week, and 2% of its data is read.\n[check]");
         text
     }
 
@@ -196,6 +197,7 @@ mod tests {
         // The file system that the repository is on must be mounted.
         assert_eq!(config.targets[0].conditions.mount.as_deref(), Some(Path::new("/proc")));
         assert_eq!(config.sources[0].max_age.as_secs(), 8 * 24 * 60 * 60);
+        assert!(config.check.is_some());
         assert!(config.sources[0].keep.is_some() && !text.contains("one-file-system"), "{text}");
         let (config, _) = draft(&["/"], "s3://bucket/x");
         assert!(config.sources[0].options.selection.one_file_system && config.targets[0].name == "server");

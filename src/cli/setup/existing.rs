@@ -30,11 +30,14 @@ pub(super) fn repository_of(target: &TargetConfig, state: &Path, global: &Global
     }
 }
 
-/// The sources that lack a backup on one of their targets.
-pub(super) fn without_backup(config: &Config, state: &Path) -> Vec<String> {
+/// The sources that lack a backup on one of their targets. `new`: the targets whose repositories are to be made.
+pub(super) fn without_backup(config: &Config, new: &[TargetConfig], state: &Path) -> Vec<String> {
     // Without a record, all are made.
     let journal = Journal::view(state).ok().flatten();
     let is_made = |source: &str, target: &str| {
+        if new.iter().any(|new| new.name == target) {
+            return false;
+        }
         let of = Subject { step: Step::Backup, source: Some(source), target: Some(target) };
         journal.as_ref().is_some_and(|journal| matches!(journal.last(of, &Ending::COMPLETED, i64::MAX), Ok(Some(_))))
     };

@@ -31,6 +31,7 @@ use self::existing::{repository_of, without_backup};
 use self::timer::{Files, Schedule, Timer};
 use super::exit::{Reported, Usage};
 use super::global::Global;
+use super::init::forget_former;
 use super::key::owner_id;
 use super::output;
 use super::recipients::read_certificate;
@@ -56,7 +57,10 @@ const USER: &str = "brackfs";
 /// root's service runs as the user brackfs, which may read all files, but write only its state, its cache and the repositories.
 /// Elsewhere it prints a line for cron. At the end it prints what to keep for a restore.
 ///
-/// What is there already is kept: a configuration, a repository that this machine writes to, an enabled timer, a backup. So after a
+/// A new configuration forgets old snapshots, leaves out caches, and checks the repository once a week; setup shows the rules, and
+/// --dry-run prints the file.
+///
+/// What exists is kept: a configuration, a repository that this machine writes to, an enabled timer, a backup. So after a
 /// failure, run setup again. Options that differ from the configuration, or from the keys of its repositories, are refused; only the
 /// times of the timer are changed by --when. To change the configuration later, edit it, and run setup again: it makes new
 /// repositories, renews the drop-in of the service, and makes the first backups of new sources.
@@ -88,7 +92,9 @@ pub(super) struct Args {
     /// The passphrase is asked for, or read from BRACKFS_PASSPHRASE and the like.
     #[arg(long)]
     passphrase: bool,
-    /// Run backups hourly, daily, weekly, at the times of a calendar event of systemd such as 'Mon..Fri 12:30', or never
+    /// Run backups hourly, daily, weekly, monthly, at the times of a calendar event of systemd such as 'Mon..Fri 12:30', or never
+    ///
+    /// Without systemd, a line for cron is printed; calendar events are then refused.
     #[arg(long, value_name = "WHEN")]
     when: Option<Schedule>,
     /// Go ahead without asking
@@ -205,7 +211,7 @@ impl Plan {
             (None, ..) => None,
         };
         let text = draft.map(|draft| draft.text(schedule.as_ref().and_then(Schedule::max_age)));
-        let sources = without_backup(&config, &state);
+        let sources = without_backup(&config, &new, &state);
         let files = timer.files(schedule.as_ref(), &config, &file)?;
         if let Some(schedule) = &schedule {
             timer.check(schedule, &files)?;
@@ -218,7 +224,17 @@ impl Plan {
         let (mut kept, mut steps) = (Vec::new(), Vec::new());
         let file = self.file.display();
         match &self.text {
-            Some(_) => steps.push(format!("write the configuration {file}")),
+            Some(_) => {
+                steps.push(format!("write the configuration {file}"));
+                for (key, effect) in
+                    [("keep", "forget old snapshots by its rule"), ("exclude", "leave out what it excludes")]
+                {
+                    let used = self.config.sources.iter().flat_map(|source| &source.used);
+                    let used = used.filter(|used| used.key.starts_with(key));
+                    let settings: Vec<_> = used.map(|used| format!("{} = {}", used.key, used.value)).collect();
+                    steps.push(format!("{effect}: {}", settings.join(", ")));
+                }
+            }
             None => kept.push(format!("the configuration {file}")),
         }
         for target in &self.config.targets {
@@ -366,6 +382,7 @@ impl Plan {
             let made = init(&location, state, owner)?;
             RepositoryState::forget_looks(state, &location.identity());
             let monitor = global.monitor(false);
+            forget_former(state, &target.name, &monitor);
             made.shortcomings.iter().for_each(|why| monitor.note(&format!("{location}: {why}")));
         }
         Ok(())
