@@ -97,6 +97,26 @@ fn overwrite(path: &Path, content: &[u8]) {
 }
 
 #[test]
+fn a_directory_that_was_read_ahead_long_ago_is_read_again() {
+    // The walk reads `b` ahead when it is in `a`. Then it waits, since these are more than may be read ahead.
+    let many: Vec<_> = (0..1200).map(|n| (format!("aa{n:04}"), noise(&n.to_string(), 5 << 10))).collect();
+    let mut files: Vec<_> = many.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
+    files.extend([("a/x", &b"x"[..]), ("b/old", b"old")]);
+    let site = ready(&files);
+    let b = site.source().join("b");
+    let is_slow = AtomicBool::new(true);
+    backup_while(&site, &[], |_, _| {
+        if is_slow.swap(false, Ordering::Relaxed) {
+            thread::sleep(Duration::from_millis(5500));
+            fs::remove_file(b.join("old")).unwrap();
+            fs::write(b.join("new"), "new").unwrap();
+        }
+    })
+    .ok();
+    assert_eq!(site.brackfs(&["ls", "latest:b"]).ok().stdout, "new\n");
+}
+
+#[test]
 fn a_file_that_changes_once_is_read_again_after_the_others() {
     for length in [10_000, 3 * MIB] {
         let site = ready(&[("f", &noise("old", length)), ("g", b"still")]);

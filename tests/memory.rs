@@ -249,6 +249,38 @@ fn memory_does_not_grow_with_the_square_of_the_depth() {
 }
 
 #[test]
+fn memory_does_not_grow_with_wide_directories_inside_each_other() {
+    let peaks = |levels: usize| {
+        let site = Site::on_tmpfs();
+        site.init();
+        let long = "n".repeat(240);
+        // Each of these directories has 1,000 others, of which the first has the next 1,000.
+        let mode = rustix::fs::Mode::from_raw_mode(0o755);
+        let flags = rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
+        for chain in 0..150 / levels {
+            let top = site.source().join(chain.to_string());
+            fs::create_dir(&top).unwrap();
+            let mut at = std::os::fd::OwnedFd::from(File::open(&top).unwrap());
+            for _ in 0..levels {
+                for number in 0..1000 {
+                    rustix::fs::mkdirat(&at, format!("{number:04}{long}"), mode).unwrap();
+                }
+                at = rustix::fs::openat(&at, format!("0000{long}"), flags, rustix::fs::Mode::empty()).unwrap();
+            }
+        }
+        let source = site.source();
+        let run = |extra: &[&str]| peak(site.command(&[&["backup", source.to_str().unwrap()], extra].concat()));
+        [run(&["--dry-run"]), run(&[]), run(&[])]
+    };
+    for (what, [few, many]) in ["dry run", "backup", "unchanged"]
+        .into_iter()
+        .zip(peaks(1).into_iter().zip(peaks(150)).map(|(few, many)| [few, many]))
+    {
+        grows_by_at_most(48, what, few, many);
+    }
+}
+
+#[test]
 fn a_deep_tree_leaves_file_descriptors_for_files() {
     let site = Site::on_tmpfs();
     site.init();

@@ -241,7 +241,7 @@ impl<'w, 'a> Retry<'w, 'a> {
 
     /// Visits deferred files in and below a directory that was entered, and leaves it.
     fn visit_entries(&mut self, here: &Here<'_>, mut files: DeferredTree) -> Result<(), WalkStop> {
-        let mut segments = Segments::new(here.known);
+        let mut segments = Segments::new(here.known, false);
         let mut segment = segments.next(&self.walk.recognizer.past)?;
         loop {
             let next = segments.next(&self.walk.recognizer.past)?;

@@ -25,12 +25,15 @@ pub(super) struct Segments {
     ready: VecDeque<SegmentRow>,
     /// The catalog has no more than those that are ready.
     is_over: bool,
+    /// How many are read at once: at least two, so that the last one is known when more are read.
+    at_once: usize,
 }
 
 impl Segments {
-    /// The segments of a directory; none if it is not known.
-    pub(super) fn new(known: Option<&KnownDirectory>) -> Self {
-        Segments { directory: known.map(|known| known.row.id), ready: VecDeque::new(), is_over: false }
+    /// The segments of a directory; none if it is not known. If `is_crowded`, few are held.
+    pub(super) fn new(known: Option<&KnownDirectory>, is_crowded: bool) -> Self {
+        let at_once = if is_crowded { 2 } else { SEGMENTS_AT_ONCE };
+        Segments { directory: known.map(|known| known.row.id), ready: VecDeque::new(), is_over: false, at_once }
     }
 
     /// Whether `name` is in the next segment, or a later one.
@@ -43,8 +46,8 @@ impl Segments {
         // follower can't have committed segments of this run there, which would be taken for old ones.
         if let (0 | 1, false, Some(directory)) = (self.ready.len(), self.is_over, self.directory) {
             let after = self.ready.back().map(|last| last.first.as_slice());
-            let some = past.segments(directory, after, SEGMENTS_AT_ONCE)?;
-            self.is_over = some.len() < SEGMENTS_AT_ONCE;
+            let some = past.segments(directory, after, self.at_once)?;
+            self.is_over = some.len() < self.at_once;
             self.ready.extend(some);
         }
         Ok(self.ready.pop_front())
@@ -139,8 +142,8 @@ pub(super) struct Comparison {
 }
 
 impl Comparison {
-    pub(super) fn begin(known: Option<&KnownDirectory>, past: &Past) -> Result<Self, Error> {
-        let mut segments = Segments::new(known);
+    pub(super) fn begin(known: Option<&KnownDirectory>, past: &Past, is_crowded: bool) -> Result<Self, Error> {
+        let mut segments = Segments::new(known, is_crowded);
         let group = Group::of(segments.next(past)?);
         Ok(Comparison { segments, group, removed: Vec::new() })
     }

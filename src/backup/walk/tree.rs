@@ -243,7 +243,7 @@ impl<'a> SourceWalk<'a> {
         let held = entries.memory();
         self.held += held;
 
-        let mut comparison = Comparison::begin(known.as_ref(), &self.recognizer.past)?;
+        let mut comparison = Comparison::begin(known.as_ref(), &self.recognizer.past, self.is_crowded())?;
         let is_empty = self.compare_entries(&here, &mut entries, &mut comparison)?;
         let left_out = entries.left_out();
         drop(entries);
