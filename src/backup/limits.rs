@@ -13,7 +13,7 @@
 //! | the SQLite caches of the publisher and of the walk | 6 + 2 |
 //! | chunks that the catalog does not have yet (32,768 of them, 48 bytes each in a table, and a list of digests) | 4.5 |
 //! | an index: 16,000 chunks of 36 bytes, as a list, encoded, signed and sealed | 2.5 |
-//! | sorting the names of a long directory; entries of short directories that are read ahead ([`ENTRIES_AHEAD`]) | 4 + 3 |
+//! | sorting the names of a long directory; entries of short directories that are read ahead ([`ENTRIES_AHEAD`]), and of long ones | 4 + 3 + 2.5 |
 //! | entries and names of the directories that the walk is in ([`WALK_HELD`]) | 8 |
 //! | a tree of 3,000 levels: 3 to 8 KiB for each level's name, group of entries and stack frames | 24 |
 //! | files ahead of the assembler ([`EVENTS`] jobs), digests of files with several names | 4 |

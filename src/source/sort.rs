@@ -1,8 +1,9 @@
 //! External merge sort of names.
 //!
-//! Names are collected and sorted in runs. A single run stays in RAM, unless that is limited to less. Other runs are written to one unnamed temporary
-//! file and merged while the names are read. All runs share a file because a walk keeps a listing open on each level of
-//! the tree and file descriptors are limited. The size of the file is limited; more names are an error.
+//! Names are collected and sorted in runs. A single run stays in RAM, unless that is limited to less. Other runs are
+//! written to one unnamed temporary file and merged while the names are read. All runs share a file because a walk keeps a
+//! listing open on each level of the tree and file descriptors are limited. The size of the file is limited; more names
+//! are an error.
 //!
 //! Memory: one run while names are collected (4 MiB, and 8 bytes per name), then 32 KiB for each run being merged, at
 //! most 64. More runs are first merged into fewer, larger ones.

@@ -277,9 +277,14 @@ impl OpenedDirectory {
         self.read.elapsed() > FRESH
     }
 
-    /// Forgets what was read ahead, so that the directory is read again.
-    pub(super) fn forget(&mut self, rules: &Rules) {
+    /// Forgets what was read ahead, and looks for tags again.
+    pub(super) fn renew(&mut self, rules: &Rules) {
         self.tagged = rules.tags.in_directory(&self.directory);
+        self.forget();
+    }
+
+    /// Forgets the entries that were read ahead, so that they are read again.
+    pub(super) fn forget(&mut self) {
         self.short = None;
         self.left_out = false;
         self.below.clear();

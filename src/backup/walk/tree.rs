@@ -225,8 +225,10 @@ impl<'a> SourceWalk<'a> {
         place: Position<'_>,
     ) -> Result<(), WalkStop> {
         let directory = &opened.directory.clone();
-        if opened.is_stale() || self.is_crowded() {
-            opened.forget(&self.context.rules);
+        if opened.is_stale() {
+            opened.renew(&self.context.rules);
+        } else if self.is_crowded() {
+            opened.forget();
         }
         // From here on it counts as one of the walk's levels.
         opened.ahead = None;
