@@ -454,7 +454,7 @@ fn a_source_may_lose_only_a_part_of_its_files() {
 fn the_first_backup_of_a_source_without_files_is_noted() {
     let site = with_names(&[]);
     let first = site.backup(&[]).ok();
-    says(&first, "there are no files in it; if that is not meant, check that its file system is mounted");
+    says(&first, "it has no files; if it should have some, check that its file system is mounted");
     assert_eq!(site.backup(&[]).ok().stderr, "");
 }
 

@@ -133,7 +133,7 @@ fn a_backup_explains_what_it_cannot_use() {
     check(
         &site,
         &[
-            case(&["backup"], 2, &["which files?", "no configuration", "brackfs backup PATH"]),
+            case(&["backup"], 2, &["no PATH is given", "no configuration", "brackfs backup PATH"]),
             case(&["backup", "zz"], 1, &["cannot back up zz", "No such file", "check the path"]),
             case(
                 &["backup", "source", "days", "--source", "s"],

@@ -12,7 +12,7 @@ use tracing::debug;
 use super::calls::Calls;
 use super::error::Error;
 use super::glance::Glance;
-use super::limits::{Directories, may_count_ahead, small_reading, workers};
+use super::limits::{Directories, may_count_ahead, workers};
 use super::options::{Options, RunPolicy};
 use super::pipeline::{Follower, Pipeline, Readers, Watch};
 use super::preview::Preview;
@@ -42,7 +42,7 @@ use crate::inventory::host_key;
 use crate::monitor::{Monitor, Silent, Total};
 use crate::repository::Repository;
 use crate::session::{self, Checks, LOOK_AGAIN, Mend, Priority, Publisher, Session, look};
-use crate::source::{Chunker, Inode, MountTable, WholeReader, now};
+use crate::source::{Chunker, Inode, MountTable, now};
 use crate::state::{Lock, RepositoryState};
 
 /// Makes a backup, or a dry run of one. `state` is the machine's state directory. `begins` receives the name of the source,
@@ -388,7 +388,7 @@ impl<'a> Invocation<'a> {
         let lanes = Lanes::new(policy.low_memory)?;
         let setup = ReadSetup {
             chunker: Chunker::new(session.trust().seed, storing.chunk_size),
-            files_at_once: small_reading(WholeReader::reads_in_batches()).files_at_once,
+            files_at_once: lanes.reading.files_at_once,
             whole_below: storing.merge_files_under as u64,
             attributes: lanes.attributes.clone(),
             hard_links: HardLinkCache::default(),

@@ -223,6 +223,16 @@ mod tests {
     }
 
     #[test]
+    fn the_walk_that_counts_has_descriptors_of_its_own() {
+        let all = |directories: Directories| directories.levels + 2 * directories.jobs + directories.ahead.into_inner();
+        assert!(all(Directories::of_count()) <= COUNTING);
+        let limit = COUNTING_FROM;
+        assert!(all(Directories::of(limit)) + COUNTING + RESERVED_FOR_BATCHES <= limit);
+        // Below it, nothing is counted ahead.
+        assert!(all(Directories::of(limit - 1)) + RESERVED_FOR_BATCHES < limit);
+    }
+
+    #[test]
     fn directories_opened_ahead_are_given_back() {
         let directories = Arc::new(Directories::of(RESERVED + 16));
         let all: Vec<_> = std::iter::from_fn(|| directories.take_ahead()).collect();

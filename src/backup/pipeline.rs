@@ -224,7 +224,7 @@ impl<'a> MoreThreads<'a> {
     {
         let MoreThreads { readers, ahead } = self;
         if let Some((readers, jobs)) = readers {
-            let more = readers.lanes.small_readers().saturating_sub(1);
+            let more = readers.lanes.reading.readers - 1;
             let _ = start(threads, "reading small files", more, || small_reader(readers, &jobs));
         }
         let _ = start(threads, "looking ahead", HELPERS, || move || ahead.help());

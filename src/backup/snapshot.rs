@@ -110,7 +110,7 @@ impl SnapshotPlan<'_> {
         let before = previous.as_ref().map(|row| row.files);
         let refusal = self.policy.guard.as_ref().and_then(|guard| guard.refusal(before, walked.files, walked.others));
         if before.is_none() && walked.files == 0 && walked.others == 0 && walked.problems == 0 {
-            let why = "there are no files in it; if that is not meant, check that its file system is mounted";
+            let why = "it has no files; if it should have some, check that its file system is mounted";
             self.monitor.note(&format!("{}: {why}", self.scope.root().display()));
         }
         if let Some(why) = refusal {

@@ -357,19 +357,21 @@ const OF_SOURCES: [&str; 4] = ["location", "dry_run", "allow_shrink", "json"];
 
 /// Backs up the sources of the configuration.
 fn run_sources(args: &Args, given: &[String], global: &Global) -> Result<ExitCode> {
-    let needs_path = |why: &str| Usage(format!("which files? {why}: brackfs backup PATH"));
     if let Some(option) = given.iter().find(|option| !OF_SOURCES.contains(&option.as_str())) {
         let option = option.replace('_', "-");
-        return Err(
-            needs_path(&format!("--{option} has no effect on the sources of the configuration; name a PATH")).into()
-        );
+        let why = "without one, the sources of the configuration are backed up as they are configured";
+        return Err(Usage(format!("--{option} needs a PATH; {why}")).into());
     }
-    let config = global.config()?.ok_or_else(|| needs_path("there is no configuration with sources; name a PATH"))?;
+    let no_config = || Usage("no PATH is given, and there is no configuration; run `brackfs backup PATH`".into());
+    let config = global.config()?.ok_or_else(no_config)?;
     let target = match args.repository.given() {
         None => None,
         Some(given) => match target_called(given, global)? {
             Some(target) => Some(target.name),
-            None => return Err(needs_path(&format!("{given} is no target of the configuration; name a PATH")).into()),
+            None => {
+                let why = format!("no PATH is given, and {given} is not a target of the configuration");
+                return Err(Usage(format!("{why}; run `brackfs backup PATH`")).into());
+            }
         },
     };
     let is_wanted = |source: &&SourceConfig| target.as_ref().is_none_or(|target| source.to.contains(target));
@@ -498,7 +500,7 @@ impl Args {
                 skip_if_unchanged: self.skip_if_unchanged,
                 daily_at,
                 early,
-                recipients: None,
+                recipients: place.recipients.clone(),
                 dry_run: self.dry_run,
                 low_memory: self.low_memory,
                 commit_interval: self.commit_interval,

@@ -36,9 +36,9 @@ const CACHE: u64 = 16 << 20;
 /// If an index names a snapshot that is missing, a note says so. It is an error once a later run has counted the snapshot;
 /// until then, the backup may have been interrupted.
 ///
-/// If data is lost or damaged: `brackfs catalog rebuild` and then `brackfs backup` store again what is still at the source.
-/// Snapshots that stay damaged can be restored without the lost files. When they are forgotten and pruned, check has no problems
-/// any more.
+/// If data is lost or damaged, run `brackfs catalog rebuild` and then `brackfs backup`. The backup stores the lost data again if
+/// it is still in the source. From older snapshots that stay damaged, all other files can still be restored. After these
+/// snapshots are forgotten and pruned, check finds no problems.
 ///
 /// A line shows the progress on a terminal, and SIGUSR1 prints it. Without --read-data, the percentage is an estimate:
 /// indexes may list chunks that no snapshot needs.

@@ -70,9 +70,9 @@ Examples:
 pub(super) struct ShowArgs {
     /// Print a JSON object
     ///
-    /// It has sources and targets, objects whose keys are names, hooks, an array, and check and report. Each source, target and
-    /// hook, check and report is an object with a member for each setting: value (as TOML) and from (FILE:LINE:COLUMN). Without
-    /// the table, check is null.
+    /// sources and targets are objects with a member for each name. hooks is an array. check and report are the tables of these
+    /// names; check is null if there is no such table. Each source, target, hook and table is an object with a member for each
+    /// setting: value (as TOML) and from (FILE:LINE:COLUMN).
     #[arg(long)]
     json: bool,
 }

@@ -76,7 +76,7 @@ pub(super) struct Args {
     json: bool,
 }
 
-/// Forgets what was recorded about the former repository of a target.
+/// Deletes the records of a target, which are about its former repository.
 pub(super) fn forget_former(state: &Path, target: &str, monitor: &dyn Monitor) {
     let forgotten = Journal::open(state).and_then(|journal| journal.forget_target(target));
     forgotten.unwrap_or_else(|error| monitor.note(&error.to_string()));

@@ -171,6 +171,7 @@ impl RepositoryArg {
             None => Some(only_target(global)?),
             Some(given) => target_called(given, global)?,
         };
+        let recipients = target.as_ref().and_then(|target| target.recipients.clone());
         let (target, location, rates) = match (target, &self.location) {
             (Some(target), _) => (Some(target.name), target.location, target.rates),
             (None, Some(given)) => (None, given.clone(), Rates::default()),
@@ -178,7 +179,7 @@ impl RepositoryArg {
         };
         let TargetArgs { limit_upload, limit_download, .. } = self.target;
         let rates = Rates { upload: limit_upload.or(rates.upload), download: limit_download.or(rates.download) };
-        Ok(ResolvedRepository { target, location: self.target.locate(&location, global), rates })
+        Ok(ResolvedRepository { target, location: self.target.locate(&location, global), recipients, rates })
     }
 
     /// Opens the repository. This waits for nothing; later operations wait for a target that is away.
@@ -222,6 +223,8 @@ pub(super) struct ResolvedRepository {
     pub(super) target: Option<String>,
     /// The location with the options for it.
     pub(super) location: Location,
+    /// The files with the certificates that it must be encrypted to.
+    pub(super) recipients: Option<Vec<PathBuf>>,
     rates: Rates,
 }
 
@@ -231,6 +234,7 @@ impl ResolvedRepository {
         ResolvedRepository {
             target: Some(target.name.clone()),
             location: with_spool(target.location.clone(), global),
+            recipients: target.recipients.clone(),
             rates: target.rates,
         }
     }

@@ -327,6 +327,17 @@ mod tests {
     }
 
     #[test]
+    fn names_that_may_not_stay_in_memory_take_a_buffer_of_it() {
+        let names = names(5000);
+        let (truth, state) = sorted(&names, Limits::default());
+        assert!(state.memory() > 10 * BUFFER);
+        let (found, state) = sorted(&names, Limits { kept: BUFFER, ..Limits::default() });
+        assert_eq!((found == truth, state.memory()), (true, BUFFER));
+        let few = names.get(..100).unwrap();
+        assert!(matches!(sorted(few, Limits { kept: BUFFER, ..Limits::default() }).1, Sorted::InMemory { .. }));
+    }
+
+    #[test]
     fn no_name_and_one_name() {
         assert!(sorted(&[], Limits::default()).0.is_empty());
         assert_eq!(sorted(&[b"x".to_vec()], Limits::default()).0, [b"x"]);

@@ -45,7 +45,7 @@ struct Question {
 /// wait for the look-up that is under way instead of starting another one.
 static ASKED: Mutex<BTreeMap<String, Arc<Question>>> = Mutex::new(BTreeMap::new());
 
-/// Looks up the addresses of a host in another thread. If there is no answer in time, that thread is not waited for.
+/// Looks up the addresses of a host in another thread. After `time`, it returns even if that thread has no answer yet.
 pub(super) fn look_up(host: &str, port: u16, time: Duration, interrupt: &Interrupt) -> Addresses {
     look_up_with(host, port, time, interrupt, ask)
 }

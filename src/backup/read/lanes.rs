@@ -3,7 +3,7 @@
 use super::budget::Budget;
 use super::spill::SpillFile;
 use crate::backup::error::Error;
-use crate::backup::limits::{ATTRIBUTES_AHEAD, LARGE_AHEAD, SMALL_AHEAD, small_reading};
+use crate::backup::limits::{ATTRIBUTES_AHEAD, LARGE_AHEAD, SMALL_AHEAD, SmallReading, small_reading};
 use crate::source::WholeReader;
 
 /// Where the chunks of a reader wait.
@@ -25,26 +25,27 @@ pub(in crate::backup) struct Lanes {
     pub(in crate::backup) budget: Option<Budget>,
     /// Lends memory for large sets of attributes.
     pub(in crate::backup) attributes: Budget,
+    /// How small files are read. Files that are spilled wait for room when they are read: with a single reader the first one
+    /// in the walk gets it first.
+    pub(in crate::backup) reading: SmallReading,
 }
 
 impl Lanes {
     pub(in crate::backup) fn new(low_memory: bool) -> Result<Self, Error> {
         let attributes = Budget::new(ATTRIBUTES_AHEAD);
+        let reading = small_reading(WholeReader::reads_in_batches());
         if low_memory {
             let [small, large] = [SpillFile::new()?, SpillFile::new()?].map(Lane::Spill);
-            return Ok(Lanes { small, large, budget: None, attributes });
+            return Ok(Lanes {
+                small,
+                large,
+                budget: None,
+                attributes,
+                reading: SmallReading { readers: 1, ..reading },
+            });
         }
         let (small, large) = (Lane::Lent, Lane::Memory(Budget::new(LARGE_AHEAD)));
-        Ok(Lanes { small, large, budget: Some(Budget::new(SMALL_AHEAD)), attributes })
-    }
-
-    /// Readers of small files. Files that are spilled wait for room when they are read: with a single reader the first one in
-    /// the walk gets it first.
-    pub(in crate::backup) fn small_readers(&self) -> usize {
-        match &self.small {
-            Lane::Spill(_) => 1,
-            _ => small_reading(WholeReader::reads_in_batches()).readers,
-        }
+        Ok(Lanes { small, large, budget: Some(Budget::new(SMALL_AHEAD)), attributes, reading })
     }
 
     /// Wakes all threads that wait for room.

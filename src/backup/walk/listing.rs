@@ -272,12 +272,12 @@ impl OpenedDirectory {
         }
     }
 
-    /// Whether what was read ahead is too old.
+    /// Whether the entries that were read ahead are too old.
     pub(super) fn is_stale(&self) -> bool {
         self.read.elapsed() > FRESH
     }
 
-    /// Forgets what was read ahead, and looks for tags again.
+    /// Forgets the entries that were read ahead, and looks for tags again.
     pub(super) fn renew(&mut self, rules: &Rules) {
         self.tagged = rules.tags.in_directory(&self.directory);
         self.forget();
@@ -320,7 +320,7 @@ pub(super) struct Entries<'p> {
     batches: usize,
     /// The directory has names, even if all of them are excluded.
     any_names: bool,
-    /// Bytes of memory of entries that were read already, and of names.
+    /// See [`Entries::memory`].
     memory: usize,
 }
 
@@ -368,7 +368,7 @@ impl<'p> Entries<'p> {
         entries
     }
 
-    /// Bytes of memory of what was read when it was opened.
+    /// The memory that its first entries, or its names, take, in bytes.
     pub(super) fn memory(&self) -> usize {
         self.memory
     }
