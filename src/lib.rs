@@ -18,7 +18,8 @@
 //! | --- | --- |
 //! | `failure` | – |
 //! | `sys` | – |
-//! | `storage` | `sys` `failure` |
+//! | `secret` | `sys` |
+//! | `storage` | `secret` `sys` `failure` |
 //! | `threads` | – |
 //! | `crypt` | `failure` |
 //! | `format` | – |
@@ -39,12 +40,12 @@
 //! | `restore` | `archive` `source` `format` `sys` `monitor` `failure` |
 //! | `dump` | `archive` `format` `monitor` `failure` |
 //! | `retention` | `archive` `session` `inventory` `catalog` `state` `repository` `format` `monitor` `failure` |
-//! | `config` | `backup` `prune` `retention` `storage` `quantity` `failure` |
-//! | `job` | `config` `backup` `prune` `retention` `session` `source` `state` `repository` `storage` `format` `monitor` `sys` `failure` |
+//! | `config` | `backup` `prune` `retention` `storage` `secret` `quantity` `failure` |
+//! | `job` | `config` `backup` `prune` `retention` `session` `source` `state` `repository` `storage` `secret` `format` `monitor` `sys` `failure` |
 //! | `overview` | `job` `config` `catalog` `state` `crypt` `format` `sys` |
 //! | `history` | `archive` `source` `format` `monitor` `failure` |
 //! | `check` | `archive` `reader` `repository` `source` `storage` `crypt` `format` `monitor` `failure` |
-//! | `cli` | `archive` `backup` `catalog` `check` `config` `crypt` `dump` `format` `history` `init` `inventory` `job` `sys` `monitor` `mount` `overview` `prune` `quantity` `reader` `repository` `restore` `retention` `session` `state` `storage` `failure` |
+//! | `cli` | `archive` `backup` `catalog` `check` `config` `crypt` `dump` `format` `history` `init` `inventory` `job` `sys` `monitor` `mount` `overview` `prune` `quantity` `reader` `repository` `restore` `retention` `secret` `session` `state` `storage` `failure` |
 //! <!-- /layers -->
 
 // Tests of targets remove objects without a session.
@@ -73,6 +74,7 @@ pub mod reader;
 pub mod repository;
 pub mod restore;
 pub mod retention;
+pub mod secret;
 pub mod session;
 pub mod source;
 pub mod state;

@@ -14,7 +14,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use brackfs::storage::{
-    ErrorKind, FtpAddress, FtpSecurity, FtpStorage, Location, LocationKind, Remote as Options, Storage,
+    Credentials, ErrorKind, FtpAddress, FtpSecurity, FtpStorage, Location, LocationKind, Remote as Options, Storage,
 };
 use common::ftp::{PASSWORD, Program, Server, Tls, USER};
 use common::remote::{MIB, NO_FILES, RemoteServer, RemoteSite, borrowed, many, packs_below, round_files};
@@ -360,7 +360,7 @@ impl Hostile {
     fn open(&self) -> Result<FtpStorage, brackfs::storage::Error> {
         let location: brackfs::storage::Location = format!("ftp://127.0.0.1:{}/repo", self.port).parse().unwrap();
         let LocationKind::Ftp(address) = location.kind() else { panic!("{location}") };
-        let credentials = Some(self.folder.path().join("netrc"));
+        let credentials = Some(Credentials::in_file(self.folder.path().join("netrc")));
         FtpStorage::open(address, &Options { credentials, stall: Duration::from_secs(2), ..Options::default() })
     }
 }
@@ -490,7 +490,7 @@ fn a_server_that_ends_a_handshake_is_away() {
     let hostile = Hostile::start(vec![("AUTH TLS", b"234 go\r\n".to_vec())]);
     let location: Location = format!("ftps://127.0.0.1:{}/repo", hostile.port).parse().unwrap();
     let LocationKind::Ftp(address) = location.kind() else { panic!("{location}") };
-    let credentials = Some(hostile.folder.path().join("netrc"));
+    let credentials = Some(Credentials::in_file(hostile.folder.path().join("netrc")));
     let error = FtpStorage::open(address, &Options { credentials, ..Options::default() }).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unavailable, "{error}");
 }

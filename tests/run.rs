@@ -339,6 +339,22 @@ fn hooks_run_around_the_backups_and_learn_the_result() {
         "all-finally  failure",
     ];
     assert_eq!(logged(), bad);
+    // The hooks after the backups have all of it.
+    let script = "{ echo $BRACKFS_TARGET; printenv BRACKFS_EXIT BRACKFS_MESSAGE BRACKFS_SUMMARY_JSON; }";
+    let hook =
+        |of| format!("[[hook]]\non = [\"failure\"]\n{of}run = [\"sh\", \"-c\", '{script} > {}']\n", log.display());
+    for (of, targets) in [("for = [\"home\"]\n", "near far"), ("", "")] {
+        world.configure(&hook(of));
+        world.brackfs(&["run", "home"]).code(10);
+        let told = logged();
+        let [target, code, message, summary] = told.as_slice() else { panic!("{told:?}") };
+        assert_eq!((target.as_str(), code.as_str()), (targets, "10"));
+        assert!(message.starts_with("backup: "), "{message}");
+        let steps: Vec<Value> = serde_json::from_str(summary).unwrap();
+        let outcomes: Vec<_> = steps.iter().map(|step| (step["target"].as_str(), step["outcome"].as_str())).collect();
+        let of_backups = [(Some("near"), Some("done")), (Some("far"), Some("failed"))];
+        assert_eq!(outcomes.get(..2), Some(&of_backups[..]), "{summary}");
+    }
     // A dry run, and other steps than backups, have none.
     world.brackfs(&["run", "--only", "prune"]).code(10);
     assert!(!log.exists());

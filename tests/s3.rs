@@ -13,7 +13,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime};
 
-use brackfs::storage::{ErrorKind, Location, LocationKind, Remote, S3Storage, Storage, Target};
+use brackfs::storage::{Credentials, ErrorKind, Location, LocationKind, Remote, S3Storage, Storage, Target};
 use common::http_proxy::Flaw;
 use common::machine::spawn;
 use common::rclone::RCLONE;
@@ -115,6 +115,29 @@ fn keys_and_settings_are_found_where_other_programs_look() {
     let mut profile = remote.bare(&["snapshots"]);
     profile.env("AWS_PROFILE", "other");
     run(profile).ok();
+}
+
+#[test]
+fn a_configuration_says_where_the_access_key_is() {
+    let remote = ready(&[("file", b"content".to_vec())]);
+    let (id, secret) = remote.server.writer.clone();
+    let config = remote.site.path().join("config.toml");
+    fs::write(remote.site.path().join("secret"), format!("{secret}\n")).unwrap();
+    let snapshots = |credentials: &str| {
+        let (url, endpoint) = (remote.url(), remote.server.endpoint());
+        let target = format!("repository = {url:?}\nendpoint = {endpoint:?}\ncredentials = {credentials}\n");
+        fs::write(&config, format!("[target.far]\n{target}")).unwrap();
+        let mut command = remote.bare(&["snapshots", "@far"]);
+        command.env_remove("BRACKFS_REPOSITORY").env("BRACKFS_CONFIG", &config).env("SECRET", &secret);
+        run(command)
+    };
+    for key in ["{ file = \"secret\" }", "{ env = \"SECRET\" }", "{ command = [\"printenv\", \"SECRET\"] }"] {
+        snapshots(&format!("{{ access-key = {id:?}, secret-key = {key} }}")).ok();
+    }
+    let document = format!("printf '[default]\\naws_access_key_id={id}\\naws_secret_access_key=%s' $SECRET");
+    snapshots(&format!("{{ command = [\"sh\", \"-c\", {document:?}] }}")).ok();
+    let failed = snapshots(&format!("{{ access-key = {id:?}, secret-key = {{ command = [\"false\"] }} }}")).code(1);
+    assert!(failed.stderr.contains("false failed (exit status: 1)"), "{failed}");
 }
 
 #[test]
@@ -794,7 +817,7 @@ fn an_object_of_unknown_length_is_read_as_a_whole() {
     fs::write(credentials.path(), "[default]\naws_access_key_id = id\naws_secret_access_key = secret\n").unwrap();
     let location: Location = "s3://bucket".parse().unwrap();
     let LocationKind::S3(address) = location.kind() else { panic!("{location}") };
-    let credentials = Some(credentials.path().to_owned());
+    let credentials = Some(Credentials::in_file(credentials.path()));
     let options = Remote { endpoint: Some(endpoint), credentials, ..Remote::default() };
     let storage = S3Storage::open(address, &options).unwrap();
     assert_eq!(storage.get("whole", 100).unwrap(), b"object");

@@ -19,7 +19,8 @@ use crate::config::TargetConfig;
 use crate::quantity::{parse_duration, parse_rate, parse_size};
 use crate::repository::Repository;
 use crate::storage::{
-    Ahead, Limit, Location, LocationError, Rates, Remote, RetryPolicy, RetryStorage, Storage, Waiting, parse_endpoint,
+    Ahead, Credentials, Limit, Location, LocationError, Rates, Remote, RetryPolicy, RetryStorage, Storage, Waiting,
+    parse_endpoint,
 };
 
 /// Heading of these options in help and manual pages. Each option names it: a heading for the whole struct would also apply to
@@ -286,7 +287,7 @@ impl TargetArgs {
             ssh: self.ssh.as_ref().map_or(given.ssh, words),
             rclone: self.rclone.as_ref().map_or(given.rclone, words),
             endpoint: self.endpoint.clone().or(given.endpoint),
-            credentials: self.credentials.clone().or(given.credentials),
+            credentials: self.credentials.clone().map(Credentials::in_file).or(given.credentials),
             ca: self.ca.clone().or(given.ca),
             connections: self.connections.or(given.connections),
             lag: self.listing_lag.unwrap_or(given.lag),

@@ -150,6 +150,14 @@ impl Caller for Program<'_> {
     fn size(&self, bytes: u64) -> String {
         show::size(bytes)
     }
+
+    fn json(&self, row: &Row) -> String {
+        as_json(row).to_string()
+    }
+
+    fn code(&self, rows: &[Row]) -> u8 {
+        code(rows)
+    }
 }
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
@@ -198,8 +206,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let run = recorded.and_then(|journal| journal.begin_run().map_err(noted).ok());
     tell("start", None);
     let rows = job.run(&environment);
-    let worst = worst(rows.iter().filter_map(|row| row.outcome.failure()));
-    let code = worst.map_or(0, exit::code);
+    let (worst, code) = (worst_of(&rows), code(&rows));
     if let Some(journal) = recorded {
         run.into_iter().for_each(|run| journal.end_run(run, code).unwrap_or_else(noted));
         record::write_metrics(&config, &state, journal, &monitor);
@@ -223,6 +230,14 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     }
     systemd::set_status(&in_one_line(&rows, begun.elapsed()));
     exit::of_steps(worst)
+}
+
+fn worst_of(rows: &[Row]) -> Option<FailureKind> {
+    worst(rows.iter().filter_map(|row| row.outcome.failure()))
+}
+
+fn code(rows: &[Row]) -> u8 {
+    worst_of(rows).map_or(0, exit::code)
 }
 
 /// Writes the steps that did not go well, and one line about all of them.

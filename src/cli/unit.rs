@@ -8,8 +8,10 @@ use anyhow::{Context, Result};
 use rustix::fs::{StatVfsMountFlags, statvfs};
 use rustix::process::geteuid;
 
-use crate::config::{CREDENTIALS, Conditions, Config, Missing, Secret, SnapshotKind, SourceConfig, TargetConfig};
+use crate::config::{Conditions, Config, Missing, SnapshotKind, SourceConfig, TargetConfig};
 use crate::job::snapshot_tops;
+use crate::secret::{CREDENTIALS, Secret};
+use crate::storage::Credentials;
 
 /// The configuration that the service reads.
 pub(super) const CONFIG: &str = "/etc/brackfs/config.toml";
@@ -68,13 +70,10 @@ pub(super) fn drop_in(config: &Config, file: &Path) -> String {
     }
     // A path that is missing must not prevent the backups of others.
     writable.iter().for_each(|path| line(&format!("ReadWritePaths={}", quoted("-", path))));
-    let of_ping = config.report.ping.iter().filter_map(|ping| match &ping.url {
-        Secret::Credential(name) => Some(name),
-        _ => None,
-    });
-    for name in
-        config.targets.iter().filter_map(|target| target.credential.as_ref()).chain(of_ping).collect::<BTreeSet<_>>()
-    {
+    let logins = config.targets.iter().filter_map(|target| target.location.remote().credentials.as_ref());
+    let secrets = logins.flat_map(Credentials::secrets).chain(config.report.ping.iter().map(|ping| &ping.url));
+    let names: BTreeSet<_> = secrets.filter_map(Secret::credential).collect();
+    for name in names {
         line("# Put the secret into this file, readable by root only:");
         line(&format!("LoadCredential={name}:{CREDENTIALS}/{name}"));
     }

@@ -8,9 +8,10 @@
 //! - [`settings`]: the settings of one thing, from all tables that may have them
 //! - [`priority`]: the priority of steps
 //! - [`source`], [`target`], [`hook`], [`check`], [`report`]: the parts of a configuration
-//! - [`secret`]: secrets, which are stored elsewhere; [`name`]: names of sources and targets
+//! - [`secret`], [`credentials`]: where secrets are, and the logins of servers; [`name`]: names of sources and targets
 
 mod check;
+mod credentials;
 mod error;
 mod files;
 mod hook;
@@ -34,7 +35,6 @@ pub use hook::{Hook, Moment, OnFailure};
 pub use place::{Mistake, Place};
 pub use priority::{IoClass, Priority};
 pub use report::{Ping, Report};
-pub use secret::{CREDENTIALS, Secret, credential_file};
 pub use settings::Used;
 pub use source::{FileSystemSnapshot, SnapshotKind, SourceConfig};
 pub use target::{Conditions, Missing, Prune, TargetConfig};

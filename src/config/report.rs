@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
-use super::secret::{Secret, secret};
+use super::secret::secret;
 use super::settings::{Settings, Used, absolute};
+use crate::secret::Secret;
 
 /// Where a run is reported.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

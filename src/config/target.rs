@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::credentials::credentials;
 use super::place::{Mistakes, Place};
-use super::secret::{Secret, credential_file, secret};
 use super::settings::{Settings, Used, absolute};
-use super::value::{Kind, Table};
+use super::value::Table;
 use crate::quantity::{parse_duration, parse_percent, parse_rate, parse_size};
 use crate::storage::{Location, Rates, Remote, parse_endpoint};
 
@@ -27,8 +27,6 @@ pub struct TargetConfig {
     pub wait_lock: Duration,
     /// The files with the certificates that it must be encrypted to; `None` if that is not compared.
     pub recipients: Option<Vec<PathBuf>>,
-    /// The credential of the systemd unit that has the login for the server.
-    pub credential: Option<String>,
     /// The settings of the file.
     pub used: Vec<Used>,
 }
@@ -97,8 +95,7 @@ impl TargetConfig {
             command.map(|(text, _)| text.split_ascii_whitespace().map(str::to_owned).collect())
         };
         let file = |settings: &mut Settings<'_>, key| settings.text(key).map(|(path, place)| place.path(path));
-        let (credentials, credential) = credentials(&mut settings).unzip();
-        let credential = credential.flatten();
+        let credentials = credentials(&mut settings, location.as_ref().map(Location::kind));
         let remote = Remote {
             ssh: words(&mut settings, "ssh").unwrap_or(remote.ssh),
             rclone: words(&mut settings, "rclone").unwrap_or(remote.rclone),
@@ -129,27 +126,8 @@ impl TargetConfig {
             prune,
             wait_lock,
             recipients,
-            credential,
             used,
         })
-    }
-}
-
-/// Reads `credentials`: the file with the login, or a secret that is one. Returns it, and its name if it is a credential.
-fn credentials(settings: &mut Settings<'_>) -> Option<(PathBuf, Option<String>)> {
-    const KEY: &str = "credentials";
-    let value = settings.find(KEY)?;
-    if !matches!(value.kind, Kind::Table(_)) {
-        return settings.text(KEY).map(|(path, place)| (place.path(path), None));
-    }
-    match secret(settings, KEY)? {
-        Secret::File(file) => Some((file, None)),
-        Secret::Credential(name) => Some((credential_file(&name), Some(name))),
-        Secret::Variable(_) | Secret::Command(_) => {
-            let why = "the login must be a file or a credential; without this key, variables are used: see brackfs-targets(7)";
-            settings.wrong(&value.place, KEY, why);
-            None
-        }
     }
 }
 

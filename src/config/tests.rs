@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::{Config, Error, Missing, Moment, OnFailure, Secret, credential_file};
+use super::{Config, Error, Missing, Moment, OnFailure};
 use crate::backup::StreamSource;
 use crate::retention::{Count, Period, Policy, Rule};
+use crate::secret::Secret;
+use crate::storage::Credentials;
 
 /// A folder with these files.
 fn folder(files: &[(&str, &str)]) -> TempDir {
@@ -98,7 +100,8 @@ fn a_whole_file_is_read() {
     assert_eq!((nas.conditions.mount.as_deref(), nas.conditions.missing), (Some(Path::new("/mnt/nas")), Missing::Skip));
     assert_eq!((nas.prune.every.as_secs(), nas.prune.options.grace), (259_200, Duration::ZERO));
     let offsite = config.target("offsite").unwrap();
-    assert_eq!(offsite.location.remote().credentials, Some(folder.path().join("s3.credentials")));
+    let login = Credentials::in_file(folder.path().join("s3.credentials"));
+    assert_eq!(offsite.location.remote().credentials, Some(login));
     assert_eq!(offsite.rates.upload.unwrap().get(), 2 << 20);
     assert!(offsite.conditions.ac_power && offsite.conditions.unmetered);
 
@@ -130,20 +133,53 @@ fn a_whole_file_is_read() {
 }
 
 #[test]
-fn the_login_of_a_server_is_a_file_or_a_credential() {
-    let with = |credentials: &str| {
-        let target = format!("[target.far]\nrepository = \"s3://bucket\"\ncredentials = {credentials}\n");
+fn the_login_of_a_server_is_one_secret_or_parts() {
+    let with = |repository: &str, credentials: &str| {
+        let target = format!("[target.far]\nrepository = \"{repository}\"\ncredentials = {credentials}\n");
         folder(&[("config.toml", &target)])
     };
-    let at = with("{ file = \"login\" }");
-    let far = load(&at).unwrap().targets.remove(0);
-    assert_eq!((far.location.remote().credentials.clone(), far.credential), (Some(at.path().join("login")), None));
-    let far = load(&with("{ credential = \"far\" }")).unwrap().targets.remove(0);
-    assert_eq!(far.location.remote().credentials, Some(credential_file("far")));
-    assert_eq!(far.credential.as_deref(), Some("far"));
-    for wrong in ["{ env = \"LOGIN\" }", "{ command = [\"pass\"] }"] {
-        let Error::Mistakes(found) = load(&with(wrong)).unwrap_err() else { panic!("{wrong}") };
-        assert!(found[0].to_string().contains("credentials: the login must be a file or a credential"), "{found:?}");
+    let (s3, dav) = ("s3://bucket", "webdavs://host/folder");
+    let read = |repository: &str, credentials: &str| {
+        let at = with(repository, credentials);
+        (load(&at).unwrap().targets.remove(0).location.remote().credentials.clone().unwrap(), at)
+    };
+    let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+    for text in ["\"login\"", "{ file = \"login\" }"] {
+        let (found, at) = read(dav, text);
+        assert_eq!(found, Credentials::in_file(at.path().join("login")));
+    }
+    for (repository, text, secret) in [
+        (s3, "{ env = \"LOGIN\" }", Secret::Variable("LOGIN".into())),
+        ("swift://container", "{ command = [\"pass\", \"far\"] }", Secret::Command(words(&["pass", "far"]))),
+        (dav, "{ credential = \"far\" }", Secret::Credential("far".into())),
+    ] {
+        assert_eq!(read(repository, text).0, Credentials::Document(secret));
+    }
+    let command = Secret::Command(words(&["pass"]));
+    let parts = read(s3, "{ access-key = \"AK\", secret-key = { command = [\"pass\"] } }").0;
+    assert_eq!(parts, Credentials::AccessKey { id: Secret::Here("AK".into()), secret: command.clone(), token: None });
+    let (id, secret, token) = ("{ credential = \"id\" }", "{ credential = \"key\" }", "{ env = \"TOKEN\" }");
+    let parts = read(s3, &format!("{{ access-key = {id}, secret-key = {secret}, session-token = {token} }}")).0;
+    assert_eq!(parts.secrets().iter().filter_map(|secret| secret.credential()).collect::<Vec<_>>(), ["id", "key"]);
+    assert_eq!(
+        read(dav, "{ user = \"me\", password = { command = [\"pass\"] } }").0,
+        Credentials::Password { user: Some(Secret::Here("me".into())), password: command }
+    );
+
+    let none_of = "credentials: write one of file, env, command and credential";
+    let outside = "secrets do not belong in this file; write where it is, such as { file = \"PATH\" }";
+    for (repository, wrong, why) in [
+        (s3, "{ }", &format!("{none_of}, or access-key and secret-key")),
+        (s3, "{ access-key = \"AK\" }", &format!("{none_of}, or access-key and secret-key")),
+        (s3, "{ env = \"A\", file = \"b\" }", &format!("{none_of}, or access-key and secret-key")),
+        (dav, "{ user = \"me\" }", &format!("{none_of}, or user and password")),
+        (dav, "{ user = \"me\", password = \"hunter2\" }", &format!("credentials.password: {outside}")),
+        (dav, "{ access-key = \"AK\", secret-key = { env = \"A\" } }", &"access-key: unknown key".to_owned()),
+        ("sftp://host/folder", "{ }", &none_of.to_owned()),
+    ] {
+        let Error::Mistakes(found) = load(&with(repository, wrong)).unwrap_err() else { panic!("{wrong}") };
+        assert!(found[0].to_string().contains(why.as_str()), "{wrong}: {found:?}");
+        assert!(!format!("{found:?}").contains("hunter2"));
     }
 }
 
@@ -261,7 +297,7 @@ const WRONG: &[(&str, &str)] = &[
     ("[[hook]]\non = [\"before\"]\nrun = [\"x\"]\nfor = [\"hme\"]\n", "config.toml:4:8: for: there is no source.hme"),
     (
         "[report]\nping = { url = \"https://x\" }\n",
-        "config.toml:2:16: ping.url: expected a table, such as { key = \"value\" }, found a string",
+        "config.toml:2:16: ping.url: secrets do not belong in this file; write where it is, such as { file = \"PATH\" }",
     ),
     (
         "[report]\nping = { url = { file = \"a\", env = \"B\" } }\n",

@@ -46,6 +46,21 @@ pub(super) fn messages(rows: &[Row]) -> String {
     text
 }
 
+/// The steps as a list of JSON, as a variable of the environment. If they are too many, those that went well are left out, and
+/// then the last ones.
+pub(super) fn summary(rows: &[Row], json: impl Fn(&Row) -> String) -> String {
+    let has_failed = |row: &&Row| row.outcome.failure().is_some();
+    let mut steps: Vec<_> = rows.iter().map(&json).collect();
+    let size = |steps: &[String]| steps.iter().map(|step| step.len() + 1).sum::<usize>() + 1;
+    if size(&steps) > VARIABLE {
+        steps = rows.iter().filter(has_failed).map(&json).collect();
+    }
+    while size(&steps) > VARIABLE {
+        steps.pop();
+    }
+    format!("[{}]", steps.join(","))
+}
+
 /// Runs a hook with these variables. Its output goes to standard error, or to the monitor: standard output is for results.
 pub(super) fn run(
     hook: &Hook,
@@ -154,6 +169,15 @@ mod tests {
             duration: Duration::ZERO,
         };
         assert_eq!(messages(&[row("a\0b"), row("c")]), "backup: a b\nbackup: c");
+        let json = |row: &Row| serde_json::json!({ "message": row.outcome.to_string() }).to_string();
+        assert_eq!(summary(&[row("a"), row("c\0")], json), r#"[{"message":"a"},{"message":"c\u0000"}]"#);
+        let done = Row { outcome: Outcome::Done("x".repeat(1000)), ..row("") };
+        let many: Vec<_> = (0..100).map(|_| done.clone()).chain([row("why")]).collect();
+        assert_eq!(summary(&many, json), r#"[{"message":"why"}]"#);
+        let failures: Vec<_> = (0..100).map(|_| row(&"x".repeat(1000))).collect();
+        let steps: Vec<serde_json::Value> = serde_json::from_str(&summary(&failures, json)).unwrap();
+        assert!((50..65).contains(&steps.len()), "{}", steps.len());
+
         let message = messages(&[row(&"ü".repeat(200_000))]);
         let hook = shell("test ${#MESSAGE} -gt 30000", Duration::from_secs(60));
         let interrupt = Interrupt { stop: &AtomicBool::new(false), grace: Duration::ZERO };

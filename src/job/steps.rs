@@ -91,6 +91,12 @@ pub trait Caller {
 
     /// Formats a size in bytes.
     fn size(&self, bytes: u64) -> String;
+
+    /// A step as JSON.
+    fn json(&self, row: &Row) -> String;
+
+    /// The exit code after these steps.
+    fn code(&self, rows: &[Row]) -> u8;
 }
 
 impl<'a> Job<'a> {
@@ -535,7 +541,13 @@ impl<'a> Run<'a> {
             false if is_backed_up => ("success", Some(Moment::Success)),
             false => ("skipped", None),
         };
-        let variables = [("BRACKFS_RESULT", word.to_owned()), ("BRACKFS_MESSAGE", hooks::messages(rows))];
+        let caller = self.environment.caller;
+        let variables = [
+            ("BRACKFS_RESULT", word.to_owned()),
+            ("BRACKFS_EXIT", caller.code(rows).to_string()),
+            ("BRACKFS_MESSAGE", hooks::messages(rows)),
+            ("BRACKFS_SUMMARY_JSON", hooks::summary(rows, |row| caller.json(row))),
+        ];
         for moment in moment.into_iter().chain([Moment::Finally]) {
             for hook in self.hooks(moment, source) {
                 // These also run after an interrupt, so that they can undo what those before did.
@@ -567,8 +579,11 @@ impl<'a> Run<'a> {
         grace: Duration,
     ) -> Gate {
         let begun = Instant::now();
-        let of_source = source.map(|name| ("BRACKFS_SOURCE", name.to_owned()));
-        let variables: Vec<_> = variables.iter().cloned().chain(of_source).collect();
+        let of_source = source.map(|name| {
+            let targets = self.job.sources.iter().find(|source| source.name == name).map(|source| source.to.join(" "));
+            [("BRACKFS_SOURCE", name.to_owned()), ("BRACKFS_TARGET", targets.unwrap_or_default())]
+        });
+        let variables: Vec<_> = variables.iter().cloned().chain(of_source.into_iter().flatten()).collect();
         let program = hook.words.first().cloned().unwrap_or_default();
         let interrupt = Interrupt { stop: self.environment.stop, grace };
         let monitor = self.environment.caller.monitor();

@@ -196,6 +196,7 @@ fn chooses_account(name: &OsStr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::Credentials;
 
     fn parse(text: &str) -> Result<Location, LocationError> {
         text.parse()
@@ -266,7 +267,7 @@ mod tests {
         let others = [
             parse("s3://bucket/other").unwrap().identity(),
             with(Remote { endpoint: Some("https://host".into()), ..Remote::default() }),
-            with(Remote { credentials: Some("/keys".into()), ..Remote::default() }),
+            with(Remote { credentials: Some(Credentials::in_file("/keys")), ..Remote::default() }),
         ];
         for (at, other) in others.iter().enumerate() {
             assert!(*other != location.identity() && !others[..at].contains(other), "{at}");

@@ -17,7 +17,7 @@
 //! - [`webdav`]: objects as files on a WebDAV server
 //! - [`http`]: what targets over HTTP share; [`socket`]: its connections; [`proxy`]: its
 //!   proxy; [`url`](mod@url) and [`xml`]: parts of both
-//! - [`netrc`]: logins of servers; [`secret`]: files with logins or keys
+//! - [`netrc`]: logins of servers; [`secret`]: the login or the keys that are given
 //! - [`rclone`]: objects as files on a remote of rclone, over HTTP
 //! - [`remote`]: options of targets on other machines
 //! - [`layout`]: folders and temporary files of storage that keeps objects as files
@@ -81,6 +81,7 @@ pub use rclone::{Address as RcloneAddress, RcloneStorage};
 pub use remote::Remote;
 pub use retry::{RetryPolicy, RetryStorage, Waiting, waited};
 pub use s3::{Address as S3Address, S3Storage, parse_endpoint};
+pub use secret::Credentials;
 pub use sftp::{Address as SftpAddress, SftpStorage};
 pub use spool::{Spool, SpoolReader, Spools};
 pub use swift::{Address as SwiftAddress, SwiftStorage};

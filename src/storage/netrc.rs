@@ -1,10 +1,10 @@
 //! Logins of servers: from variables, or from a file in the format of netrc, which curl and ftp read as well.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::remote::Remote;
-use super::secret::read_secret;
+use super::secret::{Credentials, Document, UNFIT, reveal};
 
 /// A user and a password.
 #[derive(Clone, PartialEq, Eq)]
@@ -29,7 +29,7 @@ impl Login {
     /// variables, such as `FTP` for `FTP_USER` and `FTP_PASSWORD`. `variable` returns environment variables. The error says
     /// what to do, and never has a password.
     ///
-    /// The file of [`Remote::credentials`] comes first and is then the only source. Otherwise it is the variables, and then
+    /// [`Remote::credentials`] come first and are then the only source. Otherwise it is the variables, and then
     /// the file of the variable `NETRC`, or else `~/.netrc`.
     pub(super) fn find(
         remote: &Remote,
@@ -40,13 +40,8 @@ impl Login {
     ) -> Result<Option<Login>, String> {
         let set = |name: &str| variable(name).filter(|value| !value.is_empty());
         let [user_name, password_name] = ["USER", "PASSWORD"].map(|name| format!("{prefix}_{name}"));
-        if let Some(file) = &remote.credentials {
-            let found = Login::in_file(file, host, user, true)?;
-            let missing = || {
-                let whose = user.map(|user| format!(" and the user {user}")).unwrap_or_default();
-                format!("{} has no login and password for the machine {host}{whose}", file.display())
-            };
-            return found.ok_or_else(missing).and_then(Login::checked).map(Some);
+        if let Some(credentials) = &remote.credentials {
+            return Login::given(credentials, remote, host, user).and_then(Login::checked).map(Some);
         }
         let named = set(&user_name);
         // A password belongs to the user next to it.
@@ -58,7 +53,8 @@ impl Login {
         }
         let file =
             set("NETRC").map(PathBuf::from).or_else(|| set("HOME").map(|home| PathBuf::from(home).join(".netrc")));
-        let found = file.map(|file| Login::in_file(&file, host, user.as_deref(), false)).transpose()?.flatten();
+        let document = file.map(|file| Document::in_file(&file, false)).transpose()?.flatten();
+        let found = document.map(|document| Login::find_in(&document, host, user.as_deref())).transpose()?.flatten();
         match (found, user) {
             (Some(login), _) => login.checked().map(Some),
             (None, Some(user)) => Err(format!(
@@ -69,18 +65,45 @@ impl Login {
         }
     }
 
-    /// A missing file has no logins, unless it is `required`.
-    fn in_file(file: &Path, host: &str, user: Option<&str>, required: bool) -> Result<Option<Login>, String> {
-        let failed = |why: &str| format!("cannot read {}: {why}", file.display());
-        let Some((text, is_exposed)) = read_secret(file, required)? else { return Ok(None) };
+    fn given(credentials: &Credentials, remote: &Remote, host: &str, user: Option<&str>) -> Result<Login, String> {
+        match credentials {
+            Credentials::Document(secret) => {
+                let document = Document::given(secret, remote)?;
+                let missing = || {
+                    let whose = user.map(|user| format!(" and the user {user}")).unwrap_or_default();
+                    format!("{} has no login and password for the machine {host}{whose}", document.name)
+                };
+                Login::find_in(&document, host, user)?.ok_or_else(missing)
+            }
+            Credentials::Password { user: named, password } => {
+                let named = named.as_ref().map(|named| reveal(named, remote)).transpose()?;
+                let missing = || format!("the credentials have a password for {host}, but no user");
+                let user = match (user, named) {
+                    (Some(user), Some(named)) if user != named => {
+                        return Err(format!("the credentials are those of the user {named}, not of {user}"));
+                    }
+                    (user, named) => named.or(user.map(str::to_owned)).ok_or_else(missing)?,
+                };
+                Ok(Login { user, password: reveal(password, remote)?, is_exposed: false })
+            }
+            Credentials::AccessKey { .. } => Err(UNFIT.to_owned()),
+        }
+    }
+
+    fn find_in(document: &Document, host: &str, user: Option<&str>) -> Result<Option<Login>, String> {
+        let failed = |why: &str| format!("cannot read {}: {why}", document.name);
         let fits = |entry: &Entry| {
             let is_machine = entry.machine.as_ref().is_none_or(|machine| machine.eq_ignore_ascii_case(host));
             let is_user = user.is_none() || entry.user.is_none() || entry.user.as_deref() == user;
             is_machine && is_user && entry.password.is_some()
         };
-        let entry = parse(&text).map_err(failed)?.into_iter().find(fits);
+        let entry = parse(&document.text).map_err(failed)?.into_iter().find(fits);
         Ok(entry.and_then(|Entry { user: named, password, .. }| {
-            Some(Login { user: named.or(user.map(str::to_owned))?, password: password?, is_exposed })
+            Some(Login {
+                user: named.or(user.map(str::to_owned))?,
+                password: password?,
+                is_exposed: document.is_exposed,
+            })
         }))
     }
 
@@ -182,6 +205,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::secret::Secret;
 
     fn entry(machine: Option<&str>, user: Option<&str>, password: Option<&str>) -> Entry {
         let [machine, user, password] = [machine, user, password].map(|text| text.map(str::to_owned));
@@ -251,7 +275,7 @@ mod tests {
 
         let other = write("other", "default login four password p4");
         assert_eq!(find(&none, None, &[("NETRC", other.to_str().unwrap())]), login("four", "p4"));
-        let given = Remote { credentials: Some(other.clone()), ..Remote::default() };
+        let given = Remote { credentials: Some(Credentials::in_file(&other)), ..Remote::default() };
         assert_eq!(find(&given, None, &variables), login("four", "p4"));
         write("other", "machine elsewhere login four password p4");
         let missing = find(&given, None, &variables).unwrap_err();
@@ -260,6 +284,29 @@ mod tests {
         assert!(find(&given, None, &[]).unwrap_err().contains("control characters"));
         fs::remove_file(&other).unwrap();
         assert!(find(&given, None, &variables).unwrap_err().contains("cannot read"));
+
+        let command = |script: &str| Secret::Command(["sh", "-c", script].map(str::to_owned).to_vec());
+        let with = |credentials| Remote { credentials: Some(credentials), ..Remote::default() };
+        let password = |user: Option<&str>| {
+            let user = user.map(|user| Secret::Here(user.to_owned()));
+            with(Credentials::Password { user, password: command("echo p5") })
+        };
+        assert_eq!(find(&password(Some("five")), None, &variables), login("five", "p5"));
+        assert_eq!(find(&password(None), Some("me"), &variables), login("me", "p5"));
+        let document = with(Credentials::Document(command("echo default login six password p6")));
+        assert_eq!(find(&document, None, &variables), login("six", "p6"));
+        for (wrong, user, why) in [
+            (password(None), None, "a password for Host.example, but no user"),
+            (password(Some("five")), Some("me"), "those of the user five, not of me"),
+            (
+                with(Credentials::Document(command("echo p5"))),
+                None,
+                "the output of sh: it has a word that is not one of netrc",
+            ),
+        ] {
+            let error = find(&wrong, user, &variables).unwrap_err();
+            assert!(error.contains(why) && !error.contains("p5"), "{error}");
+        }
     }
 
     #[test]
@@ -268,7 +315,7 @@ mod tests {
         fs::write(file.path(), "default login me password hunter2").unwrap();
         for (mode, is_exposed) in [(0o600, false), (0o640, true), (0o604, true)] {
             fs::set_permissions(file.path(), fs::Permissions::from_mode(mode)).unwrap();
-            let remote = Remote { credentials: Some(file.path().to_owned()), ..Remote::default() };
+            let remote = Remote { credentials: Some(Credentials::in_file(file.path())), ..Remote::default() };
             let login = Login::find(&remote, "FTP", "host", None, &|_| None).unwrap().unwrap();
             assert_eq!((login.password.as_str(), login.is_exposed), ("hunter2", is_exposed));
             assert!(!format!("{login:?}").contains("hunter2"));

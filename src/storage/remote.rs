@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::interrupt::Interrupt;
+use super::secret::Credentials;
 use super::spool::Spools;
 
 /// How to use a target on another machine.
@@ -16,8 +17,8 @@ pub struct Remote {
     pub rclone: Vec<String>,
     /// The URL of the server, for kinds of target whose location does not name one; `None` for the usual one.
     pub endpoint: Option<String>,
-    /// The file with the keys of an account; `None` for the usual places.
-    pub credentials: Option<PathBuf>,
+    /// The login, or the keys of an account; `None` to look in the usual places.
+    pub credentials: Option<Credentials>,
     /// The file with the certificates that are trusted instead of the system's.
     pub ca: Option<PathBuf>,
     /// The maximum number of connections, which is also the number of objects that are stored at the same time; `None` for as

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use brackfs::storage::{Location, Remote};
+use brackfs::storage::{Credentials, Location, Remote};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -215,7 +215,7 @@ impl Server {
     /// How to reach it.
     pub fn remote(&self) -> Remote {
         let ca = (self.tls != Tls::Never).then(|| self.certificate());
-        Remote { credentials: Some(self.credentials()), ca, ..Remote::default() }
+        Remote { credentials: Some(Credentials::in_file(self.credentials())), ca, ..Remote::default() }
     }
 
     /// The location of a path below [`Server::data`].

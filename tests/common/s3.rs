@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use brackfs::storage::{Location, Remote};
+use brackfs::storage::{Credentials, Location, Remote};
 use tempfile::TempDir;
 
 use super::http_proxy::Proxy;
@@ -124,7 +124,11 @@ impl Server {
 
     /// How to reach it.
     pub fn remote(&self) -> Remote {
-        Remote { endpoint: Some(self.endpoint()), credentials: Some(self.file()), ..Remote::default() }
+        Remote {
+            endpoint: Some(self.endpoint()),
+            credentials: Some(Credentials::in_file(self.file())),
+            ..Remote::default()
+        }
     }
 
     /// A prefix that no other caller gets.

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use brackfs::storage::{Location, Remote};
+use brackfs::storage::{Credentials, Location, Remote};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -91,7 +91,7 @@ impl Server {
     /// A location in the container.
     pub fn location(&self, prefix: &str) -> Location {
         let location: Location = format!("swift://backups/{prefix}").parse().expect("location");
-        location.with_remote(Remote { credentials: Some(self.file()), ..Remote::default() })
+        location.with_remote(Remote { credentials: Some(Credentials::in_file(self.file())), ..Remote::default() })
     }
 
     /// A prefix that no other caller gets.

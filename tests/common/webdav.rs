@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use brackfs::storage::{Location, Remote};
+use brackfs::storage::{Credentials, Location, Remote};
 use openssl::base64::encode_block;
 use openssl::hash::{MessageDigest, hash};
 use openssl::sha::sha1;
@@ -152,7 +152,7 @@ impl Server {
     /// The location of a folder on the server, through the proxy.
     pub fn location(&self, path: &str) -> Location {
         let location: Location = self.url(path).parse().expect("location");
-        location.with_remote(Remote { credentials: Some(self.file()), ..Remote::default() })
+        location.with_remote(Remote { credentials: Some(Credentials::in_file(self.file())), ..Remote::default() })
     }
 
     /// A new folder on the server.

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use brackfs::storage::{Location, Remote};
+use brackfs::storage::{Credentials, Location, Remote};
 use tempfile::TempDir;
 
 use crate::common::http_proxy::Proxy;
@@ -173,7 +173,7 @@ impl Garage {
 impl RemoteServer for Garage {
     fn repository(&self) -> Location {
         let location: Location = "s3://backups/repo".parse().expect("location");
-        let (endpoint, credentials) = (Some(self.endpoint()), Some(self.file()));
+        let (endpoint, credentials) = (Some(self.endpoint()), Some(Credentials::in_file(self.file())));
         location.with_remote(Remote { endpoint, credentials, ..Remote::default() })
     }
 

@@ -5,7 +5,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use brackfs::storage::{Location, Remote};
+use brackfs::storage::{Credentials, Location, Remote};
 use openssl::base64::encode_block;
 use openssl::sha::sha1;
 use tempfile::TempDir;
@@ -103,7 +103,7 @@ impl Nginx {
 impl RemoteServer for Nginx {
     fn repository(&self) -> Location {
         let location: Location = self.url("repo").parse().expect("location");
-        location.with_remote(Remote { credentials: Some(self.file()), ..Remote::default() })
+        location.with_remote(Remote { credentials: Some(Credentials::in_file(self.file())), ..Remote::default() })
     }
 
     fn connect(&self, command: &mut Command) {

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
 
-use brackfs::storage::{Location, Remote};
+use brackfs::storage::{Credentials, Location, Remote};
 
 use crate::common::remote::{MIB, RemoteServer, RemoteSite, borrowed, many};
 use crate::common::swift::{self, READER, WRITER};
@@ -49,7 +49,7 @@ impl std::ops::Deref for S3Api {
 impl RemoteServer for S3Api {
     fn repository(&self) -> Location {
         let location: Location = "s3://backups/repo".parse().expect("location");
-        let (endpoint, credentials) = (Some(self.endpoint()), Some(self.file()));
+        let (endpoint, credentials) = (Some(self.endpoint()), Some(Credentials::in_file(self.file())));
         location.with_remote(Remote { endpoint, credentials, ..Remote::default() })
     }
 

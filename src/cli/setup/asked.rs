@@ -14,7 +14,7 @@ use crate::catalog::trust_of;
 use crate::config::{Config, TargetConfig};
 use crate::crypt::Certificate;
 use crate::state::RepositoryState;
-use crate::storage::{Location, parse_endpoint};
+use crate::storage::{Credentials, Location, parse_endpoint};
 
 /// Refuses options that differ from the configuration in this file, which may have more sources and targets.
 pub(super) fn check_configuration(args: &Args, config: &Config, file: &Path) -> Result<()> {
@@ -33,7 +33,7 @@ pub(super) fn check_configuration(args: &Args, config: &Config, file: &Path) -> 
         let places: Vec<_> = config.targets.iter().map(|target| target.location.to_string()).collect();
         return differs(format!("its repository is at {}, not at {to}", places.join(" and at ")));
     }
-    let credentials = args.credentials.as_deref().map(std::path::absolute).transpose()?;
+    let credentials = args.credentials.as_deref().map(std::path::absolute).transpose()?.map(Credentials::in_file);
     let endpoint = args.endpoint.as_deref().map(parse_endpoint).transpose().map_err(|why| Usage(why.to_owned()))?;
     let remotes = || wanted.iter().map(|target| target.location.remote());
     let names = || wanted.iter().map(|target| format!("target.{}", target.name)).collect::<Vec<_>>().join(" and ");

@@ -170,6 +170,7 @@ fn is_fit(mount: &MountInfo<'_>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::Credentials;
 
     #[test]
     fn disks_that_can_hold_a_repository_are_offered() {
@@ -201,7 +202,7 @@ mod tests {
         assert!(config.sources[0].keep.is_some() && !text.contains("one-file-system"), "{text}");
         let (config, _) = draft(&["/"], "s3://bucket/x");
         assert!(config.sources[0].options.selection.one_file_system && config.targets[0].name == "server");
-        assert_eq!(config.targets[0].location.remote().credentials.as_deref(), Some(Path::new("/etc/s3.ini")));
+        assert_eq!(config.targets[0].location.remote().credentials, Some(Credentials::in_file("/etc/s3.ini")));
     }
 
     #[test]

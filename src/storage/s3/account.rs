@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use super::signature::Credentials;
+use super::signature::AccessKey;
 use crate::storage::remote::Remote;
-use crate::storage::secret::read_secret;
+use crate::storage::secret::{Credentials, Document, UNFIT, reveal};
 
 /// The region if none is given.
 const REGION: &str = "us-east-1";
@@ -12,7 +12,7 @@ const REGION: &str = "us-east-1";
 /// How to reach an account.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Account {
-    pub(super) credentials: Credentials,
+    pub(super) key: AccessKey,
     pub(super) region: String,
     /// A URL without a path; `None` for Amazon.
     pub(super) endpoint: Option<String>,
@@ -30,54 +30,62 @@ impl Account {
         let set = |name: &str| variable(name).filter(|value| !value.is_empty());
         let name = set("AWS_PROFILE").unwrap_or_else(|| "default".to_owned());
         let home = |file: &str| set("HOME").map(|home| PathBuf::from(home).join(".aws").join(file));
-        let keys_file = match &remote.credentials {
-            Some(file) => Some(file.clone()),
-            None => set("AWS_SHARED_CREDENTIALS_FILE").map(PathBuf::from).or_else(|| home("credentials")),
-        };
-        let (keys, is_exposed) = match &keys_file {
-            Some(file) => Profile::read(file, &[&name], remote.credentials.is_some())?,
-            None => (Profile::default(), false),
-        };
+        let (mut keys, mut is_exposed, mut given) = (Profile::default(), false, None);
+        match &remote.credentials {
+            Some(Credentials::Document(document)) => {
+                let document = Document::given(document, remote)?;
+                (keys, is_exposed) = (Profile::parse(&document.text, &[&name]), document.is_exposed);
+                let missing = || {
+                    format!(
+                        "{} has no aws_access_key_id and aws_secret_access_key for the profile {name}",
+                        document.name
+                    )
+                };
+                given = Some(keys.access_key().ok_or_else(missing)?);
+            }
+            Some(Credentials::AccessKey { id, secret, token }) => {
+                let reveal = |secret| reveal(secret, remote);
+                let token = token.as_ref().map(reveal).transpose()?;
+                given = Some(AccessKey { id: reveal(id)?, secret: reveal(secret)?, token });
+            }
+            Some(Credentials::Password { .. }) => return Err(UNFIT.to_owned()),
+            None => {
+                let file = set("AWS_SHARED_CREDENTIALS_FILE").map(PathBuf::from).or_else(|| home("credentials"));
+                if let Some(file) = &file {
+                    (keys, is_exposed) = Profile::read(file, &[&name])?;
+                }
+            }
+        }
         let settings_file = set("AWS_CONFIG_FILE").map(PathBuf::from).or_else(|| home("config"));
         let (settings, settings_exposed) = match &settings_file {
-            Some(file) if name == "default" => Profile::read(file, &["default", "profile default"], false)?,
-            Some(file) => Profile::read(file, &[&format!("profile {name}")], false)?,
+            Some(file) if name == "default" => Profile::read(file, &["default", "profile default"])?,
+            Some(file) => Profile::read(file, &[&format!("profile {name}")])?,
             None => (Profile::default(), false),
         };
-        let from_variables = || -> Option<Credentials> {
-            Some(Credentials {
+        let from_variables = || -> Option<AccessKey> {
+            Some(AccessKey {
                 id: set("AWS_ACCESS_KEY_ID")?,
                 secret: set("AWS_SECRET_ACCESS_KEY")?,
                 token: set("AWS_SESSION_TOKEN"),
             })
         };
-        // A file that is given on the command line comes first, and is the only one.
-        let found = if remote.credentials.is_some() {
-            keys.credentials().map(|keys| (keys, is_exposed))
-        } else {
+        // What is given comes first, and is the only one.
+        let found = given.map(|keys| (keys, is_exposed)).or_else(|| {
             let from_files = || {
-                let keys = keys.credentials().map(|keys| (keys, is_exposed));
-                keys.or_else(|| settings.credentials().map(|keys| (keys, settings_exposed)))
+                let keys = keys.access_key().map(|keys| (keys, is_exposed));
+                keys.or_else(|| settings.access_key().map(|keys| (keys, settings_exposed)))
             };
             from_variables().map(|keys| (keys, false)).or_else(from_files)
+        });
+        let missing = || {
+            format!(
+                "no access key found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or write them for the profile {name} to \
+                 ~/.aws/credentials, or to a file for --credentials"
+            )
         };
-        let Some((credentials, is_exposed)) = found else {
-            return Err(match &remote.credentials {
-                Some(file) => format!(
-                    "{} has no aws_access_key_id and aws_secret_access_key for the profile {name}",
-                    file.display()
-                ),
-                None => format!(
-                    "no access key found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or write them for the profile {name} to \
-                     ~/.aws/credentials, or to a file for --credentials"
-                ),
-            });
-        };
+        let (key, is_exposed) = found.ok_or_else(missing)?;
         let fits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
-        if !fits(&credentials.id)
-            || !fits(&credentials.secret)
-            || credentials.token.as_deref().is_some_and(|t| !fits(t))
-        {
+        if !fits(&key.id) || !fits(&key.secret) || key.token.as_deref().is_some_and(|t| !fits(t)) {
             return Err("the access key has characters that no key has; copy it again".to_owned());
         }
         let setting = |key: &str| keys.get(key).or_else(|| settings.get(key)).map(str::to_owned);
@@ -90,16 +98,16 @@ impl Account {
             remote.endpoint.clone().or_else(|| set("AWS_ENDPOINT_URL_S3")).or_else(|| set("AWS_ENDPOINT_URL"));
         let endpoint = endpoint.or_else(|| setting("endpoint_url"));
         let endpoint = endpoint.map(|url| parse_endpoint(&url).map_err(str::to_owned)).transpose()?;
-        Ok(Account { credentials, region, endpoint, is_exposed })
+        Ok(Account { key, region, endpoint, is_exposed })
     }
 }
 
 impl Profile {
     /// Reads the section with one of these names from a file, and whether other users can read the file. A missing file is
-    /// empty, unless it is `required`.
-    fn read(file: &Path, names: &[&str], required: bool) -> Result<(Profile, bool), String> {
-        let (text, is_exposed) = read_secret(file, required)?.unwrap_or_default();
-        Ok((Profile::parse(&text, names), is_exposed))
+    /// empty.
+    fn read(file: &Path, names: &[&str]) -> Result<(Profile, bool), String> {
+        let document = Document::in_file(file, false)?.unwrap_or_default();
+        Ok((Profile::parse(&document.text, names), document.is_exposed))
     }
 
     fn parse(text: &str, names: &[&str]) -> Profile {
@@ -133,8 +141,8 @@ impl Profile {
             .filter(|value| !value.is_empty())
     }
 
-    fn credentials(&self) -> Option<Credentials> {
-        Some(Credentials {
+    fn access_key(&self) -> Option<AccessKey> {
+        Some(AccessKey {
             id: self.get("aws_access_key_id")?.to_owned(),
             secret: self.get("aws_secret_access_key")?.to_owned(),
             token: self.get("aws_session_token").map(str::to_owned),
@@ -170,6 +178,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::secret::Secret;
 
     fn find(remote: &Remote, variables: &[(&str, &str)]) -> Result<Account, String> {
         Account::find(remote, &|name| {
@@ -199,7 +208,7 @@ mod tests {
         .unwrap();
         let of = |variables: &[(&str, &str)]| {
             let found = find(&Remote::default(), &[variables, &[("HOME", path)]].concat()).unwrap();
-            (found.credentials.id, found.credentials.secret, found.credentials.token, found.region, found.endpoint)
+            (found.key.id, found.key.secret, found.key.token, found.region, found.endpoint)
         };
         let text = |text: &str| text.to_owned();
         assert_eq!(of(&[]), (text("one"), text("s1="), None, text("eu-1"), None));
@@ -215,15 +224,40 @@ mod tests {
         assert_eq!(of(&variables), (text("four"), text("s4"), None, text("eu-3"), Some(text("http://h:81"))));
         let given = home.path().join("given");
         fs::write(&given, "[default]\naws_access_key_id=five\naws_secret_access_key=s5").unwrap();
-        let remote = Remote { credentials: Some(given.clone()), ..Remote::default() };
+        let remote = Remote { credentials: Some(Credentials::in_file(&given)), ..Remote::default() };
         let found = find(&remote, &variables).unwrap();
-        assert_eq!((found.credentials.id.as_str(), found.is_exposed), ("five", true));
+        assert_eq!((found.key.id.as_str(), found.is_exposed), ("five", true));
         fs::set_permissions(&given, fs::Permissions::from_mode(0o600)).unwrap();
         assert!(!find(&remote, &variables).unwrap().is_exposed);
         let missing = find(&remote, &[("AWS_PROFILE", "none")]).unwrap_err();
         assert!(missing.contains("profile none"), "{missing}");
         fs::remove_file(&given).unwrap();
         assert!(find(&remote, &variables).unwrap_err().contains("cannot read"));
+
+        // Nothing of it is mixed with what is found elsewhere, but for region and endpoint.
+        let with = |credentials| Remote { credentials: Some(credentials), ..Remote::default() };
+        let of = |credentials| find(&with(credentials), &[("HOME", path), ("AWS_SESSION_TOKEN", "t4")]);
+        let command = |script: &str| Secret::Command(["sh", "-c", script].map(str::to_owned).to_vec());
+        let secret = command("echo s6");
+        let key = |secret: &Secret, token| Credentials::AccessKey {
+            id: Secret::Here("six".into()),
+            secret: secret.clone(),
+            token,
+        };
+        let found = of(key(&secret, None)).unwrap();
+        assert_eq!((found.key.id.as_str(), found.key.secret.as_str(), found.key.token), ("six", "s6", None));
+        assert_eq!((found.region.as_str(), found.is_exposed), ("eu-1", false));
+        assert_eq!(of(key(&secret, Some(command("echo t6")))).unwrap().key.token.as_deref(), Some("t6"));
+        let document = "printf '[default]\\naws_access_key_id=seven\\naws_secret_access_key=s7'";
+        assert_eq!(of(Credentials::Document(command(document))).unwrap().key.id, "seven");
+        for (wrong, why) in [
+            (key(&command("echo s6; exit 1"), None), "sh failed (exit status: 1)"),
+            (Credentials::Document(command("echo s6")), "the output of sh has no aws_access_key_id and"),
+            (Credentials::Password { user: None, password: command("echo s6") }, "of another kind of target"),
+        ] {
+            let error = of(wrong).unwrap_err();
+            assert!(error.contains(why) && !error.contains("s6"), "{error}");
+        }
     }
 
     #[test]

@@ -71,13 +71,17 @@ impl Failure {
             }
             _ if code == "InvalidAccessKeyId" || (code == "AccessDenied" && message.contains("No such key")) => (
                 ErrorKind::Refused,
-                "the server does not know the access key; check AWS_ACCESS_KEY_ID or the file with credentials".to_owned(),
+                "the server does not know the access key; check AWS_ACCESS_KEY_ID or the credentials".to_owned(),
             ),
-            _ if code == "SignatureDoesNotMatch" || (code == "AccessDenied" && message.contains("Invalid signature")) => (
-                ErrorKind::Refused,
-                "the secret key is not the one of the access key; check AWS_SECRET_ACCESS_KEY or the file with credentials"
-                    .to_owned(),
-            ),
+            _ if code == "SignatureDoesNotMatch"
+                || (code == "AccessDenied" && message.contains("Invalid signature")) =>
+            {
+                (
+                    ErrorKind::Refused,
+                    "the secret key is not the one of the access key; check AWS_SECRET_ACCESS_KEY or the credentials"
+                        .to_owned(),
+                )
+            }
             (_, "ExpiredToken" | "InvalidToken" | "TokenRefreshRequired") => {
                 (ErrorKind::Refused, format!("the session token is no longer valid; get a new one ({said})"))
             }
@@ -103,7 +107,9 @@ impl Failure {
             (400, "BadDigest" | "XAmzContentSHA256Mismatch" | "InvalidDigest") => {
                 (ErrorKind::Unavailable, format!("bytes changed on the way to the server ({said})"))
             }
-            (_, "EntityTooLarge") => (ErrorKind::TooLarge, format!("the server does not store objects that large ({said})")),
+            (_, "EntityTooLarge") => {
+                (ErrorKind::TooLarge, format!("the server does not store objects that large ({said})"))
+            }
             (507, _) | (_, "QuotaExceeded" | "XMinioStorageFull" | "InsufficientStorage") => full(&said),
             (403, _) if said.to_ascii_lowercase().contains("quota") => full(&said),
             (429 | 500 | 502 | 503 | 504, _) | (_, "SlowDown") => {
@@ -113,10 +119,9 @@ impl Failure {
                 ErrorKind::PermissionDenied,
                 format!("the server denies access ({said}); check the access key and its permissions for the bucket"),
             ),
-            _ if !is_known => (
-                ErrorKind::Other,
-                format!("the server's answer is not one of S3 ({said}); check the endpoint"),
-            ),
+            _ if !is_known => {
+                (ErrorKind::Other, format!("the server's answer is not one of S3 ({said}); check the endpoint"))
+            }
             _ => (ErrorKind::Other, format!("the server reports: {said}")),
         };
         Failure { kind, why, code, retry_after: None }

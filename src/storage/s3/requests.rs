@@ -90,8 +90,8 @@ impl Bucket {
             key => format!("{}{}", self.root, encode(key, true)),
         };
         let signed = Signed { method: method.as_str(), host: &self.host, path: &path, query, hash, time: &time };
-        let credentials = &self.account.credentials;
-        let authorization = credentials.authorization(&self.account.region, &signed);
+        let key = &self.account.key;
+        let authorization = key.authorization(&self.account.region, &signed);
         let authorization = authorization.map_err(|e| failed(format!("cannot sign the request: {e}")))?;
         let mark = if query.is_empty() { "" } else { "?" };
         let mut request = Request::builder()
@@ -100,7 +100,7 @@ impl Bucket {
             .header("authorization", authorization)
             .header("x-amz-content-sha256", hash)
             .header("x-amz-date", time);
-        if let Some(token) = &credentials.token {
+        if let Some(token) = &key.token {
             request = request.header("x-amz-security-token", token);
         }
         for (name, value) in headers {

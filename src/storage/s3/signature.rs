@@ -15,7 +15,7 @@ const PIECE: usize = 64 << 10;
 
 /// The keys of an account.
 #[derive(Clone, PartialEq, Eq)]
-pub(super) struct Credentials {
+pub(super) struct AccessKey {
     pub(super) id: String,
     pub(super) secret: String,
     /// For keys that are valid for a while.
@@ -38,7 +38,7 @@ pub(super) struct Signed<'r> {
     pub(super) time: &'r str,
 }
 
-impl Credentials {
+impl AccessKey {
     /// The value of the header Authorization. The request must also have the headers `x-amz-content-sha256`, `x-amz-date`, and
     /// `x-amz-security-token` if there is a token.
     pub(super) fn authorization(&self, region: &str, request: &Signed<'_>) -> Result<String, ErrorStack> {
@@ -62,9 +62,9 @@ impl Credentials {
     }
 }
 
-impl fmt::Debug for Credentials {
+impl fmt::Debug for AccessKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Credentials").finish_non_exhaustive()
+        f.debug_struct("AccessKey").finish_non_exhaustive()
     }
 }
 
@@ -95,7 +95,7 @@ mod tests {
     /// The example of Amazon's documentation of listings: its keys, time and signature.
     #[test]
     fn the_documented_example_is_signed_as_documented() {
-        let credentials = Credentials {
+        let key = AccessKey {
             id: "AKIAIOSFODNN7EXAMPLE".into(),
             secret: "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY".into(),
             token: None,
@@ -108,13 +108,13 @@ mod tests {
             hash: &hash(&mut &b""[..]).unwrap(),
             time: "20130524T000000Z",
         };
-        let header = credentials.authorization("us-east-1", &request).unwrap();
+        let header = key.authorization("us-east-1", &request).unwrap();
         assert!(
             header.ends_with("Signature=34b48302e7b5fa45bde8084f4b7868a86f0a534bc59db6670ed5711ef69dc6f7"),
             "{header}"
         );
-        assert!(!format!("{credentials:?}").contains("EXAMPLE"));
-        let with_token = Credentials { token: Some("token".into()), ..credentials };
+        assert!(!format!("{key:?}").contains("EXAMPLE"));
+        let with_token = AccessKey { token: Some("token".into()), ..key };
         let header = with_token.authorization("us-east-1", &request).unwrap();
         assert!(header.contains("x-amz-date;x-amz-security-token,"), "{header}");
     }

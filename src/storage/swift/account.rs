@@ -1,10 +1,9 @@
 //! The login of an account: from the variables of OpenStack's programs, or from a file with such variables.
 
 use std::fmt;
-use std::path::Path;
 
 use crate::storage::remote::Remote;
-use crate::storage::secret::read_secret;
+use crate::storage::secret::{Credentials, Document, UNFIT};
 
 /// How to log in, and which of the account's servers to use.
 #[derive(Clone, PartialEq, Eq)]
@@ -49,13 +48,18 @@ pub(super) enum Named {
 impl Account {
     /// Looks the account up. `variable` returns environment variables. The error says what to do, and has no secret.
     pub(super) fn find(remote: &Remote, variable: &dyn Fn(&str) -> Option<String>) -> Result<Self, String> {
-        let Some(file) = &remote.credentials else { return Account::of(variable, false) };
-        let (variables, is_exposed) = read(file)?;
-        let in_file = |name: &str| {
+        let document = match &remote.credentials {
+            None => return Account::of(variable, false),
+            Some(Credentials::Document(secret)) => Document::given(secret, remote)?,
+            Some(Credentials::AccessKey { .. } | Credentials::Password { .. }) => return Err(UNFIT.to_owned()),
+        };
+        // Lines such as `export NAME="value"`.
+        let variables: Vec<_> = document.text.lines().filter_map(parse).collect();
+        let in_document = |name: &str| {
             let mut found = variables.iter().rev();
             found.find(|(known, _)| known == name).map(|(_, value)| value.clone())
         };
-        Account::of(&in_file, is_exposed).map_err(|why| format!("{}: {why}", file.display()))
+        Account::of(&in_document, document.is_exposed).map_err(|why| format!("{}: {why}", document.name))
     }
 
     fn of(variable: &dyn Fn(&str) -> Option<String>, is_exposed: bool) -> Result<Self, String> {
@@ -148,12 +152,6 @@ pub(super) fn check(url: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Reads variables from a file with lines such as `export NAME="value"`, and whether other users can read it.
-fn read(file: &Path) -> Result<(Vec<(String, String)>, bool), String> {
-    let (text, is_exposed) = read_secret(file, true)?.unwrap_or_default();
-    Ok((text.lines().filter_map(parse).collect(), is_exposed))
-}
-
 /// Parses a line. Other lines than those of variables do not count.
 fn parse(line: &str) -> Option<(String, String)> {
     let line = line.trim();
@@ -235,7 +233,7 @@ mod tests {
         let text = "#!/bin/sh\nexport ST_AUTH=https://h/v1\n ST_USER='a b'\nexport ST_KEY=\"k=1\"\nread -s X; rm -rf $X\n\
                     ST_OLD=x # no\n";
         fs::write(file.path(), text).unwrap();
-        let remote = Remote { credentials: Some(file.path().to_owned()), ..Remote::default() };
+        let remote = Remote { credentials: Some(Credentials::in_file(file.path())), ..Remote::default() };
         let variables = |_: &str| Some("other".to_owned());
         let account = Account::find(&remote, &variables).unwrap();
         assert!(account.secret == Secret::Key { user: "a b".into(), key: "k=1".into() });
@@ -245,7 +243,7 @@ mod tests {
         fs::write(file.path(), "").unwrap();
         let none = Account::find(&remote, &variables).unwrap_err();
         assert!(none.contains(file.path().to_str().unwrap()) && none.contains("no login found"), "{none}");
-        let missing = Remote { credentials: Some("/nonexistent".into()), ..Remote::default() };
+        let missing = Remote { credentials: Some(Credentials::in_file("/nonexistent")), ..Remote::default() };
         assert!(Account::find(&missing, &variables).unwrap_err().contains("cannot read /nonexistent"));
     }
 }

@@ -127,7 +127,7 @@ impl Door {
         if !is_stale {
             return refused(
                 "the server refuses the login; check the user and the password in WEBDAV_USER and WEBDAV_PASSWORD, in ~/.netrc, \
-                 or in the file with credentials"
+                 or in the credentials"
                     .to_owned(),
             );
         }
