@@ -183,7 +183,7 @@ mod tests {
     }
 
     fn missing() -> repository::Error {
-        repository::Error::Missing { location: "/backup".into(), why: "brackfs.toml".into() }
+        repository::Error::Missing { location: "/backup".into(), why: "brackfs.toml".into(), is_there: true }
     }
 
     fn locked() -> state::Error {

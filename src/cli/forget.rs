@@ -225,10 +225,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
             let chosen = scene.preview(choice)?;
             shown(&chosen)?;
             for large in &chosen.large {
-                scene.monitor.note(&format!(
-                    "{} of {} snapshots of {} would be forgotten; without a terminal, this needs --force",
-                    large.removed, large.total, large.source
-                ));
+                scene.monitor.note(&format!("{large} would be forgotten; without a terminal, this needs --force"));
             }
             chosen
         } else {

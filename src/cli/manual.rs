@@ -458,6 +458,9 @@ runs on a new machine: the id in the names of its temporary files, so that they 
 A hash of the server at which a backup last searched for lost documents; the time of the file is the time of the search.
 It can be removed.
 .TP
+.I read\-until
+The pack that the last check of a part of the packs ended with; the next one goes on from there.
+.TP
 .I lock
 Locked by a run that writes; contains its process id.
 The kernel releases the lock when the process ends; the file remains.

@@ -28,9 +28,9 @@ use crate::state::RepositoryState;
 /// On the machine that is backed up, the snapshots are listed from the catalog, and no key is needed. With --key, and on other
 /// machines, they are read from the repository and verified.
 ///
-/// A line has the beginning of the id, the time at which the backup began (in the local time zone), the source, the number of files, their size,
-/// the paths, the tags, and the word held if it is held. Snapshots are listed in the order in which they were made, even if
-/// the clock was wrong.
+/// A line has the beginning of the id, the time at which the backup began (in the local time zone), the source, the number of
+/// files, their size, the paths, the tags, and the word held if it is held. Which ones are held is known only on the machine
+/// that is backed up, without --key. Snapshots are listed in the order in which they were made, even if the clock was wrong.
 ///
 /// Other commands accept as SNAP: latest; the beginning of an id; or a time as listed here, or the beginning of one, such as
 /// 2026-11-20, 2026-11-20T14:52 or 2026-11-20T15:52+01:00. A time without an offset is in UTC. With SOURCE/ in front, only

@@ -427,8 +427,7 @@ impl<'a> Run<'a> {
                     }
                 };
                 if let Some(large) = chosen.large.first().filter(|_| job.dry_run && !job.force) {
-                    let retention::LargeRemoval { source, removed, total } = large.clone();
-                    return Err(ForgetError::TooMany { source_name: source, removed, total }.into());
+                    return Err(ForgetError::TooMany(large.clone()).into());
                 }
                 let all = chosen.plan.groups.iter().map(|group| group.decisions.len()).sum::<usize>();
                 let removed = chosen.plan.removed().count();

@@ -83,6 +83,7 @@ fn read_object(target: &Target, object: &'static str) -> Result<ParsedDescriptio
         ErrorKind::NotFound => Error::Missing {
             location: target.location().to_owned(),
             why: format!("it has no {object} (is its disk mounted?)"),
+            is_there: true,
         },
         _ => Error::Target(e),
     })?;

@@ -9,12 +9,14 @@ use crate::storage;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is no repository at the location.
-    #[error("no repository at {location}: {why}; `brackfs init {location}` makes one")]
+    #[error("no repository at {location}: {why}; `brackfs init {location}` makes one{}", if *is_there { ", if it is empty" } else { "" })]
     Missing {
         /// The location as it was given.
         location: String,
         /// The reason.
         why: String,
+        /// Whether there is a place for one.
+        is_there: bool,
     },
     /// A new repository cannot be created, because there is one already.
     #[error("cannot create a repository at {location}: repository {id} already exists there")]

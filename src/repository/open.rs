@@ -32,7 +32,7 @@ impl Repository {
         ahead: Vec<Ahead>,
         wrap: impl FnOnce(Box<dyn Storage>) -> Box<dyn Storage>,
     ) -> Result<Self, Error> {
-        let missing = |why: String| Error::Missing { location: location.to_string(), why };
+        let missing = |why: String| Error::Missing { location: location.to_string(), why, is_there: false };
         let target = Target::open(location).map_err(|e| match e.kind {
             ErrorKind::NotFound if location.is_remote() => missing(e.to_string()),
             ErrorKind::NotFound => missing("there is no such directory (is its disk mounted?)".to_owned()),

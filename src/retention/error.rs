@@ -1,5 +1,6 @@
 //! Errors of retention policies.
 
+use super::plan::LargeRemoval;
 use crate::failure::{Failure, FailureKind};
 use crate::{catalog, session};
 
@@ -71,17 +72,8 @@ pub enum ForgetError {
         source_name: String,
     },
     /// A policy would remove more than half of a source, and no user watches.
-    #[error(
-        "the policy would forget {removed} of {total} snapshots of {source_name}; check it with --dry-run, then add --force"
-    )]
-    TooMany {
-        /// The name of the source.
-        source_name: String,
-        /// The number of snapshots to remove.
-        removed: usize,
-        /// The number of snapshots that count.
-        total: usize,
-    },
+    #[error("the policy would forget {0}; check it with --dry-run, then add --force")]
+    TooMany(LargeRemoval),
 }
 
 impl Failure for ForgetError {

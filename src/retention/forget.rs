@@ -102,10 +102,8 @@ impl Scene<'_> {
             if !std::mem::replace(&mut is_shown, true) {
                 show(&chosen);
             }
-            if let (Caution::Unattended, Some(LargeRemoval { source, removed, total })) =
-                (caution, chosen.large.first().cloned())
-            {
-                return Err(ForgetError::TooMany { source_name: source, removed, total });
+            if let (Caution::Unattended, Some(large)) = (caution, chosen.large.first()) {
+                return Err(ForgetError::TooMany(large.clone()));
             }
             let (there, missing): (Vec<_>, Vec<_>) =
                 chosen.plan.removed().partition(|snapshot| snapshot.state == State::There);

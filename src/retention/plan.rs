@@ -61,8 +61,21 @@ pub struct LargeRemoval {
     pub source: String,
     /// The number of snapshots to remove.
     pub removed: usize,
-    /// The number of its snapshots in the repository.
+    /// The number of its snapshots in the repository that count.
     pub total: usize,
+    /// The number of its newer ones, which do not count.
+    pub newer: usize,
+}
+
+/// For example, "3 of 5 snapshots of home".
+impl Display for LargeRemoval {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let LargeRemoval { source, removed, total, newer } = self;
+        match newer {
+            0 => write!(f, "{removed} of {total} snapshots of {source}"),
+            _ => write!(f, "{removed} of the {total} snapshots of {source} that were there at the last forget"),
+        }
+    }
 }
 
 /// The decisions about all groups, sorted by source and tags.
@@ -129,16 +142,19 @@ impl Plan {
     /// Only snapshots with numbers below `limit` are counted. If these are the ones that the last removal left, a policy
     /// that keeps one of many new snapshots is not stopped each time.
     pub fn large_removals(&self, limit: u64) -> Vec<LargeRemoval> {
-        let mut sources: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
+        let mut sources: BTreeMap<&str, LargeRemoval> = BTreeMap::new();
         for decision in self.groups.iter().flat_map(|group| &group.decisions) {
-            if decision.snapshot.state == State::There && decision.snapshot.name.sequence < limit {
-                let (removed, total) = sources.entry(&decision.snapshot.source).or_default();
-                *removed += usize::from(decision.is_removal());
-                *total += 1;
+            let Snapshot { source, state: State::There, name, .. } = &decision.snapshot else { continue };
+            let none = || LargeRemoval { source: source.clone(), removed: 0, total: 0, newer: 0 };
+            let found = sources.entry(source).or_insert_with(none);
+            if name.sequence < limit {
+                found.removed += usize::from(decision.is_removal());
+                found.total += 1;
+            } else {
+                found.newer += 1;
             }
         }
-        let large = sources.into_iter().filter(|(_, (removed, total))| *removed > 1 && 2 * removed > *total);
-        large.map(|(source, (removed, total))| LargeRemoval { source: source.to_owned(), removed, total }).collect()
+        sources.into_values().filter(|found| found.removed > 1 && 2 * found.removed > found.total).collect()
     }
 }
 
@@ -251,18 +267,20 @@ mod tests {
         let two = [of("a", 1, &[]), of("a", 2, &[])];
         assert_eq!(plan(&two), []);
         let three = [&two[..], &[of("a", 3, &[])]].concat();
-        assert_eq!(plan(&three), [LargeRemoval { source: "a".into(), removed: 2, total: 3 }]);
+        assert_eq!(plan(&three), [LargeRemoval { source: "a".into(), removed: 2, total: 3, newer: 0 }]);
         // The source counts, not the group.
         let four = [&three[..], &[of("a", 4, &["x"])]].concat();
         assert_eq!(plan(&four), []);
         let lost = [&three[..], &[Snapshot { state: State::Lost, ..of("a", 4, &["x"]) }]].concat();
-        assert_eq!(plan(&lost), [LargeRemoval { source: "a".into(), removed: 2, total: 3 }]);
+        assert_eq!(plan(&lost), [LargeRemoval { source: "a".into(), removed: 2, total: 3, newer: 0 }]);
         let first_two = Plan::new(&last(1), three.clone(), Grouping::Source, &calendar()).unwrap().large_removals(3);
-        assert_eq!(first_two, [LargeRemoval { source: "a".into(), removed: 2, total: 2 }]);
+        assert_eq!(first_two, [LargeRemoval { source: "a".into(), removed: 2, total: 2, newer: 1 }]);
+        let shown = "2 of the 2 snapshots of a that were there at the last forget";
+        assert_eq!(first_two.iter().map(LargeRemoval::to_string).collect::<Vec<_>>(), [shown]);
         let first = Plan::new(&last(1), two.to_vec(), Grouping::Source, &calendar()).unwrap().large_removals(2);
         assert_eq!(first, []);
         let other = [&three[..], &[of("b", 4, &[]), of("b", 5, &[])]].concat();
-        assert_eq!(plan(&other), [LargeRemoval { source: "a".into(), removed: 2, total: 3 }]);
+        assert_eq!(plan(&other), [LargeRemoval { source: "a".into(), removed: 2, total: 3, newer: 0 }]);
         let all = Policy::new(vec![Rule::Last(Count::UNLIMITED)]).unwrap();
         assert_eq!(removed(&Plan::new(&all, other, Grouping::Source, &calendar()).unwrap()), [0; 0]);
     }
