@@ -152,6 +152,7 @@ fn the_package_for_debian_has_no_errors() {
         "./usr/bin/brackfs",
         "./usr/sbin/mount.brackfs -> ../bin/brackfs",
         "./usr/lib/systemd/system/brackfs.timer",
+        "./usr/lib/systemd/user/brackfs-failed@.service",
         "./usr/lib/sysusers.d/brackfs.conf",
         "./etc/cron.daily/brackfs",
         "/completions/brackfs",

@@ -10,10 +10,10 @@ use std::io::{Seek, SeekFrom, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use common::machine;
-use common::{Run, Site, content, set_mode, set_time, settle, tree};
+use common::{Run, Site, content, run, set_mode, set_time, settle, tree, with_umask};
 use rustix::fs::{CWD, FileType, Mode};
 use rustix::process::{Pid, Signal};
 use serde_json::Value;
@@ -119,13 +119,8 @@ fn modes_and_owners_are_those_of_the_snapshot_under_any_umask_and_below_any_dire
         chown(&above, Some(3), Some(4)).unwrap();
         set_mode(&above, 0o2777);
         let to = above.join("restored");
-        let command = format!("umask {umask:o}; exec \"$@\"");
         let brackfs = site.command(&["restore", "latest", "--json", "--to", to.to_str().unwrap()]);
-        let mut shell = Command::new("sh");
-        shell.args(["-c", &command, "sh"]).arg(brackfs.get_program()).args(brackfs.get_args());
-        shell.env_clear().envs(brackfs.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        let output = shell.stdin(Stdio::null()).output().unwrap();
-        assert!(output.status.success(), "umask {umask:o}: {output:?}");
+        run(with_umask(umask, &brackfs)).ok();
         assert_eq!(tree(&to), tree(&site.source()), "umask {umask:o}");
     }
 }

@@ -10,10 +10,12 @@ use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
 
 use common::machine::{spawn, succeed};
 use common::wait::{send, until};
-use common::{Run, Site, noise, run, settle, tree};
+use common::{Run, Site, age, noise, run, set_mode, set_time, settle, tree};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -35,7 +37,13 @@ impl Old {
             ("etc/hosts", b"hosts".to_vec()),
         ]);
         site.init();
+        age(&site.source());
         Old { site }
+    }
+
+    /// Changes a file on a day before its snapshot is made.
+    fn change(&self, day: usize) {
+        set_time(&self.site.write("home/me/new", format!("{day}")), CHANGED + day as i64 * 24 * 60 * 60, 0);
     }
 
     fn path(&self, name: &str) -> String {
@@ -63,9 +71,19 @@ impl Old {
     }
 
     fn import(&self, name: &str, arguments: &[&str]) -> Run {
+        let (brackfs, log) = (self.site.path().join("brackfs"), self.log());
+        let script = "[ \"$1\" != backup ] || exec \"$REAL\" \"$@\" --json >>\"$LOG\"; exec \"$REAL\" \"$@\"";
+        fs::write(&brackfs, format!("#!/bin/sh\n{script}\n")).unwrap();
+        set_mode(&brackfs, 0o755);
         let mut command = self.command(contrib(name));
-        command.arg("--brackfs").arg(env!("CARGO_BIN_EXE_brackfs")).args(arguments);
+        command.env("REAL", env!("CARGO_BIN_EXE_brackfs")).env("LOG", log);
+        command.arg("--brackfs").arg(brackfs).args(arguments);
         run(command)
+    }
+
+    /// The file with what the backups of an import print.
+    fn log(&self) -> PathBuf {
+        self.site.path().join("log")
     }
 
     fn snapshots(&self) -> Vec<Value> {
@@ -86,6 +104,8 @@ impl Old {
         let count = times.len();
         let listed = self.import(name, &["--dry-run"]).ok();
         assert_eq!((listed.stdout.lines().count(), self.snapshots().len()), (count, 0), "{listed}");
+        // A file on FUSE that changed within a minute is read again by the next backup, and its ctime tells.
+        sleep(Duration::from_secs(61));
         self.import(name, &[]).ok();
         let again = self.import(name, &[]).ok();
         assert!(again.stderr.contains(&format!("{count} snapshots, {count} of them imported before")), "{again}");
@@ -96,6 +116,12 @@ impl Old {
         assert!(snapshots.iter().all(hosts), "{snapshots:?}");
         let paths = serde_json::json!([self.path("etc"), self.path("home/me")]);
         assert_eq!(snapshots.last().unwrap()["paths"], paths);
+        // Files that did not change were read once: later, only the new one.
+        let log = fs::read_to_string(self.log()).unwrap();
+        let objects = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let summaries: Vec<_> = objects.filter(|object| object["message_type"] == "summary").collect();
+        let read: Vec<_> = summaries.iter().map(|summary| summary["bytes_read"].as_u64().unwrap()).collect();
+        assert_eq!((read[0], &read[1..]), ((3 << 20) + 9, &vec![1; count - 1][..]));
         // The large file was stored once.
         let stored = snapshots.iter().map(|snapshot| snapshot["stored_bytes"].as_u64().unwrap()).sum::<u64>();
         assert!(stored < 4 << 20, "{stored}");
@@ -106,6 +132,8 @@ impl Old {
     }
 }
 
+/// 2024-01-01T00:00:00Z.
+const CHANGED: i64 = 1_704_067_200;
 const TIMES: [&str; 3] = ["2024-01-01T03:04:05Z", "2024-01-02T03:04:05Z", "2024-01-03T03:04:05Z"];
 
 #[test]
@@ -114,7 +142,7 @@ fn snapshots_of_restic_are_imported_with_their_times_and_paths() {
     let old = Old::new();
     old.other("restic", &["init"]);
     for (day, time) in TIMES.iter().enumerate() {
-        old.site.write("home/me/new", format!("{day}"));
+        old.change(day);
         let time = time.replace('T', " ").replace('Z', "");
         old.other(
             "restic",
@@ -138,7 +166,7 @@ fn archives_of_borg_are_imported_with_their_times_and_paths() {
     let old = Old::new();
     old.other("borg", &["init", "-e", "none"]);
     for (day, time) in TIMES.iter().enumerate() {
-        old.site.write("home/me/new", format!("{day}"));
+        old.change(day);
         let archive = format!("::day{day}");
         let time = time.replace('Z', "");
         let create = ["create", "--timestamp", &time, &archive, &old.path("etc"), &old.path("home/me")];

@@ -2,12 +2,11 @@
 
 import contextlib
 import os
-import shutil
 import subprocess
 import sys
 import time
 
-from benchmark.measure import TICKS, Failed, Figures, listing, measure, settle
+from benchmark.measure import TICKS, Failed, Figures, listing, measure, put_away, settle
 
 # In this order: earlier operations warm caches for later ones, as in normal use.
 OPERATIONS = ["mount", "find", "find-again", "copy-part", "copy-all", "read-random", "read-one", "read-four"]
@@ -134,5 +133,5 @@ def measure_mounted(tool, data_set, source, operations, cold, scratch, log):
                 copied = source / data_set.part if operation == "copy-part" else source
                 if listing(to / "copy") != listing(copied):
                     raise Failed(f"{operation}: the copy differs from the source")
-            shutil.rmtree(to)
+            put_away(to)
     return found

@@ -22,7 +22,7 @@ pub(crate) enum IfExists {
 }
 
 /// Writes a file atomically and durably: after an error or a crash, the path has the whole new file or what it had before.
-/// Parallel writers do not mix; the last one wins.
+/// Parallel writers do not mix; the last one wins. Its mode is this one, whatever the umask.
 pub(crate) fn write_file(path: &Path, bytes: &[u8], mode: u32, if_exists: IfExists) -> io::Result<()> {
     write(path, bytes, mode, if_exists, |_, _| ())
 }
@@ -43,8 +43,13 @@ fn write(
 ) -> io::Result<()> {
     let folder = folder_of(path);
     // A random name: in two containers, processes with one id may write to the same directory.
-    let mut file = Builder::new().prefix(".brackfs-").permissions(Permissions::from_mode(mode)).tempfile_in(folder)?;
+    let permissions = Permissions::from_mode(mode);
+    let mut file = Builder::new().prefix(".brackfs-").permissions(permissions.clone()).tempfile_in(folder)?;
     prepare(file.as_file(), folder);
+    // A service has a umask that hides files from others.
+    if file.as_file().metadata()?.permissions().mode() & 0o7777 != mode {
+        file.as_file().set_permissions(permissions)?;
+    }
     file.write_all(bytes)?;
     file.as_file().sync_all()?;
     match if_exists {

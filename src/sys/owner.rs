@@ -4,10 +4,10 @@
 //! gives new files and folders to the owner of the folder that they are in. All of this is best effort: not all file systems have
 //! owners, and in a container root may not be allowed to set them.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use rustix::fs::{fchown, fstat};
@@ -42,6 +42,20 @@ pub(crate) fn create_folders(folder: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     missing.iter().rev().for_each(|made| follow_parent(made));
     Ok(())
+}
+
+/// Creates a folder and those above it, which all users can enter and read, whatever the umask.
+pub(crate) fn create_public_folders(folder: &Path) -> io::Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    folder.parent().map_or(Ok(()), create_public_folders)?;
+    match fs::create_dir(folder) {
+        Ok(()) => fs::set_permissions(folder, Permissions::from_mode(0o755)),
+        // Made by another program just now.
+        Err(_) if folder.is_dir() => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// Opens a file with options that allow writing. If it is missing, creates it, readable by its owner only.

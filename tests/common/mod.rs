@@ -314,6 +314,15 @@ pub fn in_mount_namespace(program: impl AsRef<OsStr>) -> Command {
     command
 }
 
+/// The same command with a umask.
+pub fn with_umask(umask: u32, command: &Command) -> Command {
+    let mut shell = Command::new("sh");
+    let script = format!("umask {umask:o}; exec \"$@\"");
+    shell.args(["-c", &script, "sh"]).arg(command.get_program()).args(command.get_args());
+    shell.env_clear().envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    shell
+}
+
 /// Runs a command to its end. Its output goes to files, since a daemon that it starts would keep a pipe open.
 #[must_use = "it may have failed: say .ok() or .code(n)"]
 pub fn run(command: Command) -> Run {

@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use anyhow::Result;
+use rustix::process::geteuid;
 
 use super::super::global::{Global, standard_config, standard_directory};
 use super::super::show::printable;
@@ -13,6 +14,9 @@ use super::timer::{Schedule, cron_times};
 use crate::catalog::trust_of;
 use crate::config::TargetConfig;
 use crate::state::RepositoryState;
+
+/// The script of the package, for systems without systemd.
+const CRON_DAILY: &str = "/etc/cron.daily/brackfs";
 
 /// The page for the backups of a configuration.
 pub(super) fn text(plan: &Plan, global: &Global) -> Result<String> {
@@ -29,15 +33,11 @@ pub(super) fn text(plan: &Plan, global: &Global) -> Result<String> {
         (true, ..) => line("To see what happened:   journalctl -u brackfs"),
         // journald looks up the unit of a line later. A short run has ended by then, so -u would miss its lines.
         (false, true, _) => line("To see what happened:   journalctl --user -t brackfs"),
-        (false, false, Some(Schedule::Never)) => {}
         (false, false, schedule) => {
-            let event = schedule.as_ref().map_or("daily".to_owned(), Schedule::to_string);
-            if let Some((times, often)) = cron_times(&event) {
-                let entry = crontab(times, file, state);
-                line(&format!(
-                    "This system has no systemd. For a backup {often}, type `crontab -e` and add the line:   {entry}"
-                ));
-            }
+            let is_packaged =
+                geteuid().is_root() && standard_config().as_deref() == Some(file) && Path::new(CRON_DAILY).exists();
+            let entry = |times: &str| crontab(times, file, state);
+            cron_advice(schedule.as_ref(), is_packaged, &entry).iter().for_each(|advice| line(advice));
         }
     }
     Ok(text.trim_end().to_owned())
@@ -75,6 +75,20 @@ fn repository(target: &TargetConfig, global: &Global, line: &mut dyn FnMut(&str)
     Ok(())
 }
 
+/// What to do for backups by cron. `is_packaged`: it makes one each day already. `entry` makes a line for a crontab.
+fn cron_advice(schedule: Option<&Schedule>, is_packaged: bool, entry: &dyn Fn(&str) -> String) -> Option<String> {
+    let event = schedule.map_or("daily".to_owned(), Schedule::to_string);
+    let wanted = cron_times(&event)
+        .map(|(times, often)| format!("For a backup {often}, type `crontab -e` and add the line:   {}", entry(times)));
+    let daily = format!("This system has no systemd. Its cron makes a backup every day, with {CRON_DAILY}.");
+    match (is_packaged, wanted) {
+        (true, _) if event == "daily" => Some(daily),
+        (true, Some(wanted)) => Some(format!("{daily} {wanted}   To have only that one, remove {CRON_DAILY}.")),
+        (true, None) => Some(format!("{daily} To stop that, remove this file.")),
+        (false, wanted) => Some(format!("This system has no systemd. {}", wanted?)),
+    }
+}
+
 /// A line for a crontab.
 fn crontab(times: &str, file: &Path, state: &Path) -> String {
     // The PATH of cron is short.
@@ -94,4 +108,27 @@ fn crontab(times: &str, file: &Path, state: &Path) -> String {
 pub(super) fn quoted(text: &str) -> String {
     let is_plain = |c: char| c.is_alphanumeric() || "/._-:@+,".contains(c);
     if text.chars().all(is_plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', "'\\''")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_packaged_script_of_cron_and_a_line_make_no_backups_twice() {
+        let advice = |event: &str, is_packaged: bool| {
+            let schedule = event.parse::<Schedule>().unwrap();
+            cron_advice(Some(&schedule), is_packaged, &|times| format!("{times} run")).unwrap_or_default()
+        };
+        let line = "For a backup every week, type `crontab -e` and add the line:   17 3 * * 0 run";
+        let daily = "This system has no systemd. Its cron makes a backup every day, with /etc/cron.daily/brackfs.";
+        assert_eq!(advice("weekly", false), format!("This system has no systemd. {line}"));
+        assert_eq!(
+            advice("weekly", true),
+            format!("{daily} {line}   To have only that one, remove /etc/cron.daily/brackfs.")
+        );
+        assert_eq!((advice("daily", true).as_str(), advice("never", false).as_str()), (daily, ""));
+        assert!(advice("daily", false).contains("17 3 * * * run"));
+        assert_eq!(advice("never", true), format!("{daily} To stop that, remove this file."));
+    }
 }

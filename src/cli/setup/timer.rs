@@ -17,6 +17,7 @@ use super::super::global::{standard_config, standard_directory};
 use super::super::unit;
 use crate::config::Config;
 use crate::sys::durable::{IfExists, write_file};
+use crate::sys::owner::create_public_folders;
 
 /// It exists where systemd runs; see sd_booted(3).
 const BOOTED: &str = "/run/systemd/system";
@@ -36,6 +37,7 @@ const UNITS: [&[(&str, &str)]; 2] = [
     &[
         ("brackfs.service", include_str!("../../../packaging/systemd/user/brackfs.service")),
         ("brackfs.timer", USER_TIMER),
+        ("brackfs-failed@.service", include_str!("../../../packaging/systemd/user/brackfs-failed@.service")),
     ],
 ];
 /// The user of the service, for systemd-sysusers.
@@ -201,7 +203,8 @@ impl Timer {
         }
         for (path, text) in &files.new {
             let failed = || format!("cannot write {}", path.display());
-            path.parent().map_or(Ok(()), fs::create_dir_all).with_context(failed)?;
+            let create = if self.is_root { create_public_folders } else { |folder: &Path| fs::create_dir_all(folder) };
+            path.parent().map_or(Ok(()), create).with_context(failed)?;
             write_file(path, text.as_bytes(), 0o644, IfExists::Replace).with_context(failed)?;
         }
         let enable = (!self.is_enabled).then_some(&["enable", "--now", "brackfs.timer"][..]);
