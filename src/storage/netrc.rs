@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use super::remote::Remote;
-use super::secret::{Credentials, Document, UNFIT, reveal};
+use super::secret::{Credentials, Document, UNFIT, is_exposed, reveal};
 
 /// A user and a password.
 #[derive(Clone, PartialEq, Eq)]
@@ -84,7 +84,7 @@ impl Login {
                     }
                     (user, named) => named.or(user.map(str::to_owned)).ok_or_else(missing)?,
                 };
-                Ok(Login { user, password: reveal(password, remote)?, is_exposed: false })
+                Ok(Login { user, is_exposed: is_exposed(password), password: reveal(password, remote)? })
             }
             Credentials::AccessKey { .. } => Err(UNFIT.to_owned()),
         }
@@ -318,6 +318,10 @@ mod tests {
             let remote = Remote { credentials: Some(Credentials::in_file(file.path())), ..Remote::default() };
             let login = Login::find(&remote, "FTP", "host", None, &|_| None).unwrap().unwrap();
             assert_eq!((login.password.as_str(), login.is_exposed), ("hunter2", is_exposed));
+            let password = Credentials::Password { user: None, password: Secret::File(file.path().to_owned()) };
+            let remote = Remote { credentials: Some(password), ..Remote::default() };
+            let by_part = Login::find(&remote, "FTP", "host", Some("me"), &|_| None).unwrap().unwrap();
+            assert_eq!(by_part.is_exposed, is_exposed);
             assert!(!format!("{login:?}").contains("hunter2"));
         }
     }

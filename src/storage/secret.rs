@@ -93,6 +93,11 @@ impl Document {
     }
 }
 
+/// Whether other users can read the file that has a secret.
+pub(super) fn is_exposed(secret: &Secret) -> bool {
+    secret.file().is_some_and(|file| fs::metadata(file).is_ok_and(|found| found.permissions().mode() & 0o077 != 0))
+}
+
 /// Reads a part of [`Remote::credentials`]. The error has nothing of it.
 pub(super) fn reveal(secret: &Secret, remote: &Remote) -> Result<String, String> {
     secret.line(patience(&|| remote.interrupt.is_set()))

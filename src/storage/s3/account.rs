@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::signature::AccessKey;
 use crate::storage::remote::Remote;
-use crate::storage::secret::{Credentials, Document, UNFIT, reveal};
+use crate::storage::secret::{self, Credentials, Document, UNFIT, reveal};
 
 /// The region if none is given.
 const REGION: &str = "us-east-1";
@@ -46,6 +46,7 @@ impl Account {
             Some(Credentials::AccessKey { id, secret, token }) => {
                 let reveal = |secret| reveal(secret, remote);
                 let token = token.as_ref().map(reveal).transpose()?;
+                is_exposed = secret::is_exposed(secret);
                 given = Some(AccessKey { id: reveal(id)?, secret: reveal(secret)?, token });
             }
             Some(Credentials::Password { .. }) => return Err(UNFIT.to_owned()),
