@@ -24,8 +24,8 @@ pub enum Secret {
     Command(Vec<String>),
     /// A credential of the systemd unit: a file in `$CREDENTIALS_DIRECTORY`.
     Credential(String),
-    /// Here, for what is no secret, such as the name of a user.
-    Here(String),
+    /// The value itself. Others may know it: it is a user name or the id of a key.
+    Plain(String),
 }
 
 /// How long to wait for a command.
@@ -38,7 +38,7 @@ pub struct Patience<'a> {
 }
 
 impl Secret {
-    /// Reads all of it. The error has nothing of it.
+    /// Reads all of it. The error does not contain it, unless a failing command printed it to standard error.
     pub fn text(&self, patience: Patience<'_>) -> Result<String, String> {
         match self {
             Secret::File(path) => read(path),
@@ -47,14 +47,14 @@ impl Secret {
                 std::env::var(name).map_err(|_| format!("the variable {name} is not set, or is not UTF-8"))
             }
             Secret::Command(words) => output(words, patience),
-            Secret::Here(text) => Ok(text.clone()),
+            Secret::Plain(text) => Ok(text.clone()),
         }
     }
 
-    /// Reads the first line.
+    /// Reads the first line, without its line break.
     pub fn line(&self, patience: Patience<'_>) -> Result<String, String> {
         let text = self.text(patience)?;
-        let line = text.lines().next().unwrap_or_default().trim();
+        let line = text.lines().next().unwrap_or_default();
         if line.is_empty() { Err(format!("the first line of {} is empty", self.name())) } else { Ok(line.to_owned()) }
     }
 
@@ -63,7 +63,7 @@ impl Secret {
         match self {
             Secret::File(path) => Some(path.clone()),
             Secret::Credential(name) => Some(credential_file(name)),
-            Secret::Variable(_) | Secret::Command(_) | Secret::Here(_) => None,
+            Secret::Variable(_) | Secret::Command(_) | Secret::Plain(_) => None,
         }
     }
 
@@ -75,14 +75,14 @@ impl Secret {
         }
     }
 
-    /// What it is called in messages.
+    /// Its name in messages.
     pub fn name(&self) -> String {
         match self {
             Secret::File(path) => path.display().to_string(),
             Secret::Credential(name) => credential_file(name).display().to_string(),
             Secret::Variable(name) => format!("the variable {name}"),
             Secret::Command(words) => format!("the output of {}", program(words)),
-            Secret::Here(_) => "the configuration".to_owned(),
+            Secret::Plain(_) => "the configuration".to_owned(),
         }
     }
 }
@@ -126,6 +126,7 @@ fn output(words: &[String], patience: Patience<'_>) -> Result<String, String> {
             let before = if lines.is_empty() { "" } else { ": " };
             return Err([format!("{program} failed ({status})"), lines.join("; ")].join(before));
         }
+        None if (patience.is_interrupted)() => return Err(format!("interrupted during {program}")),
         None => return Err(format!("{program} took longer than {} s", begun.elapsed().as_secs())),
     }
     String::from_utf8(output).map_err(|_| format!("the output of {program} is not UTF-8"))
@@ -147,10 +148,10 @@ mod tests {
     fn a_secret_is_all_of_it_or_the_first_line() {
         let folder = tempfile::tempdir().unwrap();
         let file = Secret::File(folder.path().join("secret"));
-        std::fs::write(folder.path().join("secret"), " one \ntwo\n").unwrap();
-        assert_eq!(file.line(PATIENCE), Ok("one".into()));
-        assert_eq!(file.text(PATIENCE), Ok(" one \ntwo\n".into()));
-        assert_eq!(Secret::Here("me".into()).line(PATIENCE), Ok("me".into()));
+        std::fs::write(folder.path().join("secret"), " one \r\ntwo\n").unwrap();
+        assert_eq!(file.line(PATIENCE), Ok(" one ".into()), "a password may begin or end with a space");
+        assert_eq!(file.text(PATIENCE), Ok(" one \r\ntwo\n".into()));
+        assert_eq!(Secret::Plain("me".into()).line(PATIENCE), Ok("me".into()));
         let command = |script: &str| Secret::Command(["sh", "-c", script].map(str::to_owned).to_vec());
         let line = |secret: &Secret| secret.line(PATIENCE);
         assert_eq!(command("echo x; echo y").text(PATIENCE), Ok("x\ny\n".into()));
@@ -176,5 +177,7 @@ mod tests {
         }
         let late = Patience { time: Duration::from_millis(200), ..PATIENCE };
         assert_eq!(command("sleep 100").line(late), Err("sh took longer than 0 s".to_owned()));
+        let interrupted = Patience { is_interrupted: &|| true, ..PATIENCE };
+        assert_eq!(command("sleep 100").line(interrupted), Err("interrupted during sh".to_owned()));
     }
 }

@@ -7,7 +7,7 @@ mod common;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{Read, Seek};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -16,7 +16,7 @@ use common::machine::copy;
 use common::ordeal::{place_one, under_strace};
 use common::silent::Silent;
 use common::wait::{ended, send, until_it_waits_for_fuse};
-use common::{Run, Site, age, run, settle, tree};
+use common::{Run, Site, age, run, settle, tree, with_umask};
 use rustix::io::Errno;
 
 fn files() -> Site {
@@ -98,6 +98,19 @@ fn a_repository_needs_no_unnamed_files_openat2_or_proc() {
         run(wrapped(site.command(&["check", "--read-data"]))).ok();
         serves(&site, |command| command);
     }
+}
+
+#[test]
+fn a_file_is_written_where_its_mode_cannot_be_changed() {
+    let site = Site::new();
+    let key = site.path().join("new.key");
+    let mut command = site.command(&["key".into(), "generate".into(), "--output".into(), key.clone()]);
+    command.env("BRACKFS_PASSPHRASE", "secret");
+    let refused = ["-o", "/dev/null", "-e", "trace=fchmod", "-e", "inject=fchmod:error=EPERM"];
+    // The umask restricts the mode of the public certificate.
+    run(under_strace(&refused, &with_umask(0o077, &command))).ok();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&key), mode(&site.path().join("new.key.pub"))), (0o600, 0o600));
 }
 
 #[test]

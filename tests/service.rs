@@ -371,6 +371,8 @@ fn a_drop_in_has_the_paths_of_the_configuration() {
     let more = "[target.nas]\nrepository = \"/mnt/my nas/brackfs\"\nrequire-mount = \"/mnt/my nas\"\n\
         [target.usb]\nrepository = \"/mnt/usb/brackfs\"\nrequire-mount = \"/mnt/usb\"\nwhen-missing = \"skip\"\n\
         [target.away]\nrepository = \"s3://bucket/x\"\ncredentials = \"s3.ini\"\n\
+        [target.key]\nrepository = \"s3://bucket/y\"\n\
+        credentials = { access-key = { env = \"ID\" }, secret-key = { credential = \"s3\" } }\n\
         [report]\nmetrics = \"/var/lib/metrics/brackfs.prom\"\nping = { url = { credential = \"ping\" } }\n";
     let text = fs::read_to_string(config(&site)).unwrap();
     fs::write(config(&site), format!("{text}{more}")).unwrap();
@@ -382,6 +384,8 @@ fn a_drop_in_has_the_paths_of_the_configuration() {
         "ReadWritePaths=-/mnt/usb/brackfs",
         "ReadWritePaths=-/var/lib/metrics",
         "LoadCredential=ping:/etc/brackfs/credentials/ping",
+        "LoadCredential=s3:/etc/brackfs/credentials/s3",
+        "# The login of target.key is the variable ID, which the service must be able to use.",
         &format!("ReadWritePaths=-{}", site.repo().display()),
         &format!("ConditionPathExists={}", config(&site).display()),
         &format!("Environment=BRACKFS_CONFIG={}", config(&site).display()),

@@ -39,7 +39,7 @@ use crate::restore::{self, Conflict, Options};
 /// Attributes that you may not set, or that the file system does not support, are reported once at the end. Symbolic links
 /// below DIR are not followed. Access times are not restored.
 ///
-/// If many files were removed from an ext4 file system, it makes files more slowly for some minutes, for all programs.
+/// After many files were removed from an ext4 file system, creating files there is slower for some minutes, for all programs.
 ///
 /// DIR must not be in the repository. With --conflict abort or skip, existing directories keep their owner, mode, times and
 /// attributes. With update or overwrite, they get those of the snapshot. The same holds for DIR unless it is empty.

@@ -40,7 +40,7 @@ pub(super) fn drop_in(config: &Config, file: &Path) -> String {
     required.iter().for_each(|mount| line(&format!("RequiresMountsFor={}", quoted("", mount))));
     line("\n[Service]");
     elsewhere.iter().for_each(|[_, environment]| line(environment));
-    for why in needs_root(config) {
+    for why in needs_root(config).chain(doubtful_secrets(config)) {
         line(&format!("# {why}"));
     }
     if needs_root(config).next().is_some() {
@@ -126,6 +126,20 @@ pub(super) fn needs_root(config: &Config) -> impl Iterator<Item = String> {
     let servers = config.targets.iter().filter(|target| has_login_at_home(target));
     let servers = servers.map(|target| format!("The login of target.{} is in root's home directory.", target.name));
     sources_need_root(config).chain(servers)
+}
+
+/// Secrets that the user of the service may not be able to get. A command may need a home directory, and a unit has its own
+/// variables.
+pub(super) fn doubtful_secrets(config: &Config) -> impl Iterator<Item = String> {
+    let is_doubtful = |secret: &&Secret| matches!(secret, Secret::Command(_) | Secret::Variable(_));
+    let logins = config.targets.iter().filter_map(move |target| {
+        let credentials = target.location.remote().credentials.as_ref()?;
+        let secret = credentials.secrets().into_iter().find(is_doubtful)?;
+        Some((format!("The login of target.{}", target.name), secret))
+    });
+    let ping = config.report.ping.iter().map(|ping| ("The URL of the report".to_owned(), &ping.url));
+    let found = logins.chain(ping.filter(move |(_, secret)| is_doubtful(secret)));
+    found.map(|(what, secret)| format!("{what} is {}, which the service must be able to use.", secret.name()))
 }
 
 /// The sources that only root can back up.

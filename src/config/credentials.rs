@@ -7,6 +7,8 @@ use crate::secret::Secret;
 use crate::storage::{Credentials, LocationKind};
 
 const KEY: &str = "credentials";
+/// The parts of a login.
+const PARTS: [&str; 5] = ["access-key", "secret-key", "session-token", "user", "password"];
 
 /// Reads `credentials`: the file with the login, a secret with what such a file has, or the parts of a login, which depend on
 /// the kind of target. The kind is `None` if that is a mistake already.
@@ -17,20 +19,20 @@ pub(super) fn credentials(settings: &mut Settings<'_>, kind: Option<&LocationKin
     }
     let kind = kind?;
     let before = settings.mistakes();
-    let (mut documents, login) = settings.table(KEY, |settings| {
+    let (mut documents, login, has_parts) = settings.table(KEY, |settings| {
         let documents = one_of(settings);
         let login = match kind {
             LocationKind::S3(_) => access_key(settings),
             LocationKind::Webdav(_) | LocationKind::Ftp(_) => password(settings),
             _ => None,
         };
-        (documents, login)
+        (documents, login, !settings.nearest(&PARTS).is_empty())
     })?;
     match (documents.pop(), login) {
-        (None, Some(login)) => Some(login),
-        (Some(document), None) if documents.is_empty() => Some(Credentials::Document(document)),
         // Reported already.
-        (None, None) if settings.mistakes() > before => None,
+        _ if settings.mistakes() > before => None,
+        (None, Some(login)) => Some(login),
+        (Some(document), None) if documents.is_empty() && !has_parts => Some(Credentials::Document(document)),
         _ => {
             let or = match kind {
                 LocationKind::S3(_) => ", or access-key and secret-key",
@@ -54,10 +56,15 @@ fn password(settings: &mut Settings<'_>) -> Option<Credentials> {
     Some(Credentials::Password { user, password: secret(settings, "password")? })
 }
 
-/// A name, as text or where it is.
+/// A name: a text, or a secret.
 fn name(settings: &mut Settings<'_>, key: &'static str) -> Option<Secret> {
-    match settings.find(key)?.kind {
-        Kind::Text(_) => settings.text(key).map(|(name, _)| Secret::Here(name.to_owned())),
-        _ => secret(settings, key),
+    let value = settings.find(key)?;
+    match &value.kind {
+        Kind::Text(name) if !name.is_empty() => Some(Secret::Plain(name.clone())),
+        Kind::Table(_) => secret(settings, key),
+        _ => {
+            settings.wrong(&value.place, key, "write a string in quotes, or a table such as { file = \"PATH\" }");
+            None
+        }
     }
 }

@@ -157,13 +157,13 @@ fn the_login_of_a_server_is_one_secret_or_parts() {
     }
     let command = Secret::Command(words(&["pass"]));
     let parts = read(s3, "{ access-key = \"AK\", secret-key = { command = [\"pass\"] } }").0;
-    assert_eq!(parts, Credentials::AccessKey { id: Secret::Here("AK".into()), secret: command.clone(), token: None });
+    assert_eq!(parts, Credentials::AccessKey { id: Secret::Plain("AK".into()), secret: command.clone(), token: None });
     let (id, secret, token) = ("{ credential = \"id\" }", "{ credential = \"key\" }", "{ env = \"TOKEN\" }");
     let parts = read(s3, &format!("{{ access-key = {id}, secret-key = {secret}, session-token = {token} }}")).0;
     assert_eq!(parts.secrets().iter().filter_map(|secret| secret.credential()).collect::<Vec<_>>(), ["id", "key"]);
     assert_eq!(
         read(dav, "{ user = \"me\", password = { command = [\"pass\"] } }").0,
-        Credentials::Password { user: Some(Secret::Here("me".into())), password: command }
+        Credentials::Password { user: Some(Secret::Plain("me".into())), password: command }
     );
 
     let none_of = "credentials: write one of file, env, command and credential";
@@ -175,7 +175,14 @@ fn the_login_of_a_server_is_one_secret_or_parts() {
         (dav, "{ user = \"me\" }", &format!("{none_of}, or user and password")),
         (dav, "{ user = \"me\", password = \"hunter2\" }", &format!("credentials.password: {outside}")),
         (dav, "{ access-key = \"AK\", secret-key = { env = \"A\" } }", &"access-key: unknown key".to_owned()),
+        (dav, "{ user = \"me\", command = [\"pass\"] }", &format!("{none_of}, or user and password")),
+        (dav, "{ password = { env = \"A\" }, file = \"x\" }", &format!("{none_of}, or user and password")),
+        (s3, "{ access-key = \"AK\", file = \"x\" }", &format!("{none_of}, or access-key and secret-key")),
+        (s3, "{ session-token = { env = \"A\" }, file = \"x\" }", &format!("{none_of}, or access-key and secret-key")),
+        (dav, "{ user = 5, password = { env = \"A\" } }", &"credentials.user: write a string in quotes, or".to_owned()),
+        (dav, "{ user = \"\", password = { env = \"A\" } }", &"credentials.user: write a string in".to_owned()),
         ("sftp://host/folder", "{ }", &none_of.to_owned()),
+        ("sftp://host/folder", "{ file = \"x\", user = \"me\" }", &"credentials.user: unknown key".to_owned()),
     ] {
         let Error::Mistakes(found) = load(&with(repository, wrong)).unwrap_err() else { panic!("{wrong}") };
         assert!(found[0].to_string().contains(why.as_str()), "{wrong}: {found:?}");

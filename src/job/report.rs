@@ -17,6 +17,7 @@ pub fn ping(url: &Secret, end: &str, body: Option<&str>, interrupt: &Interrupt) 
     let tls = TlsConfig::builder().provider(TlsProvider::NativeTls).root_certs(RootCerts::PlatformVerifier).build();
     let config = Agent::config_builder().timeout_global(Some(PATIENCE)).tls_config(tls).build();
     let agent = agent(config, interrupt);
+    let url = url.trim().to_owned();
     let whole = format!("{}/{end}", url.trim_end_matches('/'));
     let sent = match body {
         Some(body) => agent.post(&whole).send(body),

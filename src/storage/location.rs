@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use super::remote::Remote;
+use super::secret::Credentials;
 use super::{ftp, rclone, s3, sftp, swift, webdav};
+use crate::secret::Secret;
 
 /// The location of a target: parsed once, on the command line, and handed down.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,6 +85,9 @@ impl Location {
         // A path on a remote of rclone may be relative.
         add(std::env::current_dir().unwrap_or_default().as_os_str().as_bytes());
         let mut variables: Vec<_> = std::env::vars_os().filter(|(name, _)| chooses_account(name)).collect();
+        if let Some(Secret::Variable(name)) = credentials.as_ref().and_then(Credentials::account) {
+            variables.extend(std::env::var_os(name).map(|value| (name.into(), value)));
+        }
         variables.sort_unstable();
         for (name, value) in &variables {
             add(name.as_bytes());
@@ -196,7 +201,6 @@ fn chooses_account(name: &OsStr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::Credentials;
 
     fn parse(text: &str) -> Result<Location, LocationError> {
         text.parse()
@@ -269,6 +273,10 @@ mod tests {
             with(Remote { endpoint: Some("https://host".into()), ..Remote::default() }),
             with(Remote { credentials: Some(Credentials::in_file("/keys")), ..Remote::default() }),
         ];
+        // A user chooses an account, and a password does not.
+        let [user, password] = ["HOME", "PATH"].map(|name| Secret::Variable(name.to_owned()));
+        let by_variable = Credentials::Password { user: Some(user.clone()), password };
+        assert_eq!(by_variable.account(), Some(&user));
         for (at, other) in others.iter().enumerate() {
             assert!(*other != location.identity() && !others[..at].contains(other), "{at}");
         }

@@ -288,7 +288,7 @@ mod tests {
         let command = |script: &str| Secret::Command(["sh", "-c", script].map(str::to_owned).to_vec());
         let with = |credentials| Remote { credentials: Some(credentials), ..Remote::default() };
         let password = |user: Option<&str>| {
-            let user = user.map(|user| Secret::Here(user.to_owned()));
+            let user = user.map(|user| Secret::Plain(user.to_owned()));
             with(Credentials::Password { user, password: command("echo p5") })
         };
         assert_eq!(find(&password(Some("five")), None, &variables), login("five", "p5"));

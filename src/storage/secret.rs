@@ -10,7 +10,7 @@ use super::remote::Remote;
 use crate::secret::{Patience, Secret};
 use crate::sys::bounded::{SECRET, read_file};
 
-/// How long a command may take that prints a secret: it may ask its user.
+/// How long a command may take that prints a secret: it may have to ask for a passphrase in a window.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The login for a server. It is then looked for nowhere else.
@@ -39,7 +39,7 @@ pub enum Credentials {
 /// A document with logins or keys.
 #[derive(Default)]
 pub(super) struct Document {
-    /// What it is called in messages.
+    /// Its name in messages.
     pub(super) name: String,
     pub(super) text: String,
     /// Other users can read its file.
@@ -50,6 +50,23 @@ impl Credentials {
     /// The document in a file.
     pub fn in_file(file: impl Into<PathBuf>) -> Self {
         Credentials::Document(Secret::File(file.into()))
+    }
+
+    /// The file with the document.
+    pub fn file(&self) -> Option<PathBuf> {
+        match self {
+            Credentials::Document(secret) => secret.file(),
+            Credentials::AccessKey { .. } | Credentials::Password { .. } => None,
+        }
+    }
+
+    /// The user or the id of the key, which choose the account; `None` if a document has them.
+    pub(super) fn account(&self) -> Option<&Secret> {
+        match self {
+            Credentials::Document(_) => None,
+            Credentials::AccessKey { id, .. } => Some(id),
+            Credentials::Password { user, .. } => user.as_ref(),
+        }
     }
 
     /// The secrets that it consists of.
@@ -63,7 +80,7 @@ impl Credentials {
 }
 
 impl Document {
-    /// Reads the document that is given. The error has nothing of its content.
+    /// Reads the document that is given. For errors, see [`Secret::text`].
     pub(super) fn given(secret: &Secret, remote: &Remote) -> Result<Document, String> {
         if let Some(file) = secret.file() {
             return Ok(Document::in_file(&file, true)?.unwrap_or_default());
@@ -98,7 +115,7 @@ pub(super) fn is_exposed(secret: &Secret) -> bool {
     secret.file().is_some_and(|file| fs::metadata(file).is_ok_and(|found| found.permissions().mode() & 0o077 != 0))
 }
 
-/// Reads a part of [`Remote::credentials`]. The error has nothing of it.
+/// Reads a part of [`Remote::credentials`]. For errors, see [`Secret::line`].
 pub(super) fn reveal(secret: &Secret, remote: &Remote) -> Result<String, String> {
     secret.line(patience(&|| remote.interrupt.is_set()))
 }

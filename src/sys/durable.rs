@@ -22,7 +22,7 @@ pub(crate) enum IfExists {
 }
 
 /// Writes a file atomically and durably: after an error or a crash, the path has the whole new file or what it had before.
-/// Parallel writers do not mix; the last one wins. Its mode is this one, whatever the umask.
+/// Parallel writers do not mix; the last one wins. The umask does not restrict the mode, if the file system has modes.
 pub(crate) fn write_file(path: &Path, bytes: &[u8], mode: u32, if_exists: IfExists) -> io::Result<()> {
     write(path, bytes, mode, if_exists, |_, _| ())
 }
@@ -46,9 +46,9 @@ fn write(
     let permissions = Permissions::from_mode(mode);
     let mut file = Builder::new().prefix(".brackfs-").permissions(permissions.clone()).tempfile_in(folder)?;
     prepare(file.as_file(), folder);
-    // A service has a umask that hides files from others.
-    if file.as_file().metadata()?.permissions().mode() & 0o7777 != mode {
-        file.as_file().set_permissions(permissions)?;
+    // The umask of a service would hide metrics from the program that reads them. Some file systems refuse to change a mode.
+    if mode & !file.as_file().metadata()?.permissions().mode() != 0 {
+        let _ = file.as_file().set_permissions(permissions);
     }
     file.write_all(bytes)?;
     file.as_file().sync_all()?;

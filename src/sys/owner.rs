@@ -4,10 +4,10 @@
 //! gives new files and folders to the owner of the folder that they are in. All of this is best effort: not all file systems have
 //! owners, and in a container root may not be allowed to set them.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
 use rustix::fs::{fchown, fstat};
@@ -29,14 +29,11 @@ pub(crate) fn follow(made: impl AsFd, folder: impl AsFd) {
 
 /// The same for a folder with this path.
 pub(crate) fn follow_parent(folder: &Path) {
-    if let (Ok(made), Ok(parent)) = (open_folder(folder), File::open(folder_of(folder))) {
+    let flags = libc::O_DIRECTORY | libc::O_NOFOLLOW;
+    let made = OpenOptions::new().read(true).custom_flags(flags).open(folder);
+    if let (Ok(made), Ok(parent)) = (made, File::open(folder_of(folder))) {
         follow(made, parent);
     }
-}
-
-/// Opens a folder, and not one that a link leads to.
-fn open_folder(folder: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW).open(folder)
 }
 
 /// Creates a folder and those above it, accessible by their owner only. All of them follow the folder that existed.
@@ -45,21 +42,6 @@ pub(crate) fn create_folders(folder: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     missing.iter().rev().for_each(|made| follow_parent(made));
     Ok(())
-}
-
-/// Creates a folder and those above it, which all users can enter and read, whatever the umask.
-pub(crate) fn create_public_folders(folder: &Path) -> io::Result<()> {
-    if folder.is_dir() {
-        return Ok(());
-    }
-    folder.parent().map_or(Ok(()), create_public_folders)?;
-    match fs::create_dir(folder) {
-        // Not by its path: another user who may write to the folder above could put a link there.
-        Ok(()) => open_folder(folder)?.set_permissions(Permissions::from_mode(0o755)),
-        // Made by another program just now.
-        Err(_) if folder.is_dir() => Ok(()),
-        Err(error) => Err(error),
-    }
 }
 
 /// Opens a file with options that allow writing. If it is missing, creates it, readable by its owner only.
@@ -122,19 +104,6 @@ mod tests {
         assert_eq!(fs::read(&file).unwrap(), b"12");
         assert_eq!(owner(&below.with_file_name("")), (1234, 1234, 0o700));
         assert_eq!((owner(&below), owner(&file)), ((1234, 1234, 0o700), (1234, 1234, 0o600)));
-    }
-
-    #[test]
-    fn all_users_can_enter_a_public_folder_and_existing_ones_stay_as_they_are() {
-        let folder = folder_of_a_user();
-        fs::set_permissions(folder.path(), Permissions::from_mode(0o700)).unwrap();
-        let below = folder.path().join("one/two");
-        create_public_folders(&below).unwrap();
-        create_public_folders(&below).unwrap();
-        assert_eq!((owner(folder.path()), owner(&below)), ((1234, 1234, 0o700), (0, 0, 0o755)));
-        assert_eq!(owner(&below.with_file_name("")), (0, 0, 0o755));
-        fs::write(folder.path().join("file"), "content").unwrap();
-        assert!(create_public_folders(&folder.path().join("file/below")).is_err());
     }
 
     #[test]

@@ -33,11 +33,13 @@ pub(super) fn check_configuration(args: &Args, config: &Config, file: &Path) -> 
         let places: Vec<_> = config.targets.iter().map(|target| target.location.to_string()).collect();
         return differs(format!("its repository is at {}, not at {to}", places.join(" and at ")));
     }
-    let credentials = args.credentials.as_deref().map(std::path::absolute).transpose()?.map(Credentials::in_file);
+    let credentials = args.credentials.as_deref().map(std::path::absolute).transpose()?;
     let endpoint = args.endpoint.as_deref().map(parse_endpoint).transpose().map_err(|why| Usage(why.to_owned()))?;
     let remotes = || wanted.iter().map(|target| target.location.remote());
     let names = || wanted.iter().map(|target| format!("target.{}", target.name)).collect::<Vec<_>>().join(" and ");
-    if credentials.is_some() && !remotes().any(|remote| remote.credentials == credentials) {
+    if credentials.is_some()
+        && !remotes().any(|remote| remote.credentials.as_ref().and_then(Credentials::file) == credentials)
+    {
         return differs(format!("{} has other credentials or none", names()));
     }
     if endpoint.is_some() && !remotes().any(|remote| remote.endpoint == endpoint) {

@@ -44,7 +44,6 @@ use crate::init::{Owner, init};
 use crate::monitor::Monitor;
 use crate::state::{RepositoryState, create_folder};
 use crate::sys::durable::{IfExists, write_file};
-use crate::sys::owner::create_public_folders;
 
 /// The user of the service.
 const USER: &str = "brackfs";
@@ -299,7 +298,8 @@ impl Plan {
             let command = format!("chown -R {USER}: {}", page::quoted(&folder.to_string_lossy()));
             Some(format!("the user {USER} of the service does not own {}; run: {command}", folder.display()))
         });
-        same.chain(root).chain(foreign).collect()
+        let doubtful = unit::doubtful_secrets(&self.config).filter(|_| self.timer.is_system());
+        same.chain(root).chain(doubtful).chain(foreign).collect()
     }
 
     /// The user of the service, if a part of the state directory belongs to someone else.
@@ -335,18 +335,12 @@ impl Plan {
         }
         // Before the configuration is written: a later run keeps it, even if a directory in it cannot be made.
         for folder in self.new.iter().filter_map(|target| target.location.directory()) {
-            let failed = || format!("cannot make {}", folder.display());
-            if owner.is_some() {
-                // The user of the service must get to it.
-                folder.parent().map_or(Ok(()), create_public_folders).with_context(failed)?;
-            }
-            fs::create_dir_all(folder).with_context(failed)?;
+            fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         }
         let Some(text) = &self.text else { return Ok(()) };
         let failed = || format!("cannot write {}", self.file.display());
         if let Some(folder) = self.file.parent() {
-            let made = if owner.is_some() { create_public_folders(folder) } else { fs::create_dir_all(folder) };
-            made.with_context(failed)?;
+            fs::create_dir_all(folder).with_context(failed)?;
         }
         // It names commands and places, which are nobody else's business.
         let mode = if owner.is_some() { 0o640 } else { 0o600 };

@@ -1,7 +1,7 @@
 //! What to keep for a restore, and how to restore.
 
 use std::fmt::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use rustix::process::geteuid;
@@ -34,8 +34,8 @@ pub(super) fn text(plan: &Plan, global: &Global) -> Result<String> {
         // journald looks up the unit of a line later. A short run has ended by then, so -u would miss its lines.
         (false, true, _) => line("To see what happened:   journalctl --user -t brackfs"),
         (false, false, schedule) => {
-            let is_packaged =
-                geteuid().is_root() && standard_config().as_deref() == Some(file) && Path::new(CRON_DAILY).exists();
+            let is_standard = standard_config().as_deref() == Some(file) && standard_state().as_deref() == Some(state);
+            let is_packaged = geteuid().is_root() && is_standard && Path::new(CRON_DAILY).exists();
             let entry = |times: &str| crontab(times, file, state);
             cron_advice(schedule.as_ref(), is_packaged, &entry).iter().for_each(|advice| line(advice));
         }
@@ -75,7 +75,12 @@ fn repository(target: &TargetConfig, global: &Global, line: &mut dyn FnMut(&str)
     Ok(())
 }
 
-/// What to do for backups by cron. `is_packaged`: it makes one each day already. `entry` makes a line for a crontab.
+fn standard_state() -> Option<PathBuf> {
+    standard_directory("/var/lib", "XDG_STATE_HOME", ".local/state")
+}
+
+/// What to do for backups by cron. `is_packaged`: the package's script makes one each day already. `entry` makes a line for a
+/// crontab.
 fn cron_advice(schedule: Option<&Schedule>, is_packaged: bool, entry: &dyn Fn(&str) -> String) -> Option<String> {
     let event = schedule.map_or("daily".to_owned(), Schedule::to_string);
     let wanted = cron_times(&event)
@@ -94,8 +99,7 @@ fn crontab(times: &str, file: &Path, state: &Path) -> String {
     // The PATH of cron is short.
     let program = std::env::current_exe().unwrap_or_else(|_| "brackfs".into());
     let mut command = format!("{} run", quoted(&program.to_string_lossy()));
-    let standard_state = standard_directory("/var/lib", "XDG_STATE_HOME", ".local/state");
-    for (option, path, standard) in [("--config", file, standard_config()), ("--state-dir", state, standard_state)] {
+    for (option, path, standard) in [("--config", file, standard_config()), ("--state-dir", state, standard_state())] {
         if standard.as_deref() != Some(path) {
             command = format!("{command} {option} {}", quoted(&path.to_string_lossy()));
         }

@@ -17,7 +17,6 @@ use super::super::global::{standard_config, standard_directory};
 use super::super::unit;
 use crate::config::Config;
 use crate::sys::durable::{IfExists, write_file};
-use crate::sys::owner::create_public_folders;
 
 /// It exists where systemd runs; see sd_booted(3).
 const BOOTED: &str = "/run/systemd/system";
@@ -203,8 +202,7 @@ impl Timer {
         }
         for (path, text) in &files.new {
             let failed = || format!("cannot write {}", path.display());
-            let create = if self.is_root { create_public_folders } else { |folder: &Path| fs::create_dir_all(folder) };
-            path.parent().map_or(Ok(()), create).with_context(failed)?;
+            path.parent().map_or(Ok(()), fs::create_dir_all).with_context(failed)?;
             write_file(path, text.as_bytes(), 0o644, IfExists::Replace).with_context(failed)?;
         }
         let enable = (!self.is_enabled).then_some(&["enable", "--now", "brackfs.timer"][..]);

@@ -70,7 +70,7 @@ impl Account {
                 token: set("AWS_SESSION_TOKEN"),
             })
         };
-        // What is given comes first, and is the only one.
+        // Given credentials are used alone. Otherwise variables come before files.
         let found = given.map(|keys| (keys, is_exposed)).or_else(|| {
             let from_files = || {
                 let keys = keys.access_key().map(|keys| (keys, is_exposed));
@@ -235,13 +235,13 @@ mod tests {
         fs::remove_file(&given).unwrap();
         assert!(find(&remote, &variables).unwrap_err().contains("cannot read"));
 
-        // Nothing of it is mixed with what is found elsewhere, but for region and endpoint.
+        // A given key is not combined with a token found elsewhere. Region and endpoint may be found elsewhere.
         let with = |credentials| Remote { credentials: Some(credentials), ..Remote::default() };
         let of = |credentials| find(&with(credentials), &[("HOME", path), ("AWS_SESSION_TOKEN", "t4")]);
         let command = |script: &str| Secret::Command(["sh", "-c", script].map(str::to_owned).to_vec());
         let secret = command("echo s6");
         let key = |secret: &Secret, token| Credentials::AccessKey {
-            id: Secret::Here("six".into()),
+            id: Secret::Plain("six".into()),
             secret: secret.clone(),
             token,
         };
