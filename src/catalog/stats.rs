@@ -39,6 +39,11 @@ impl ComparedFields {
 pub struct Stats(pub(super) Vec<u8>);
 
 impl Stats {
+    /// No entries yet, with room for this many bytes.
+    pub fn with_capacity(bytes: usize) -> Self {
+        Stats(Vec::with_capacity(bytes))
+    }
+
     /// Adds an entry.
     pub fn push(&mut self, name: &[u8], stat: &Stat, mount: EntryMount) {
         let out = &mut self.0;

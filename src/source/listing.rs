@@ -7,6 +7,7 @@
 use std::ffi::OsString;
 use std::io;
 use std::iter::FusedIterator;
+use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStringExt;
 
@@ -92,8 +93,9 @@ fn unsorted(path: &SharedPath, source: io::Error) -> Error {
 /// Passes the names in a directory to `sink`, unsorted, until it returns false.
 fn each_name(fd: BorrowedFd<'_>, mut sink: impl FnMut(&[u8], Option<bool>) -> bool) -> Result<(), Errno> {
     seek(fd, SeekFrom::Start(0))?;
-    let mut buffer = Vec::with_capacity(BUFFER);
-    let mut entries = RawDir::new(fd, buffer.spare_capacity_mut());
+    // On the stack: malloc would tidy its free lists for each buffer of this size.
+    let mut buffer = [const { MaybeUninit::uninit() }; BUFFER];
+    let mut entries = RawDir::new(fd, &mut buffer);
     while let Some(entry) = entries.next() {
         let entry = match entry {
             Err(Errno::INTR) => continue,

@@ -64,9 +64,12 @@ impl Siblings {
     /// The directories among some entries of `here`.
     pub(super) fn of(here: &Here<'_>, entries: &[StatEntry], context: &WalkContext) -> Self {
         let may_be_ahead = |StatEntry { name, stat, mounted, .. }: &&StatEntry| {
+            // Most entries are files.
+            if stat.kind != Kind::Directory || mounted.is_some() {
+                return false;
+            }
             let part = here.place.part.child(name);
-            let is_inside = mounted.is_none() && context.rules.is_inside(stat, here.place.borders.device);
-            stat.kind == Kind::Directory && is_inside && part.whole && !part.leads_further()
+            part.whole && !part.leads_further() && context.rules.is_inside(stat, here.place.borders.device)
         };
         let waiting = entries.iter().filter(may_be_ahead).map(|entry| entry.name.clone());
         Siblings { waiting: waiting.collect(), sent: VecDeque::new() }

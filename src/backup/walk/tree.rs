@@ -359,7 +359,7 @@ impl<'a> SourceWalk<'a> {
         if here.known.is_some_and(|known| known.renumbered) && group.entries.iter().any(is_linked) {
             return None;
         }
-        let now = self.stats_of(here, &group.entries);
+        let now = self.stats_of(here, &group.entries, old.stats.bytes());
         if !now.same_as(&old.stats, rules.identity) {
             return None;
         }
@@ -369,8 +369,9 @@ impl<'a> SourceWalk<'a> {
         Some(OldSegment { row, stats: (now != then).then_some(now) })
     }
 
-    fn stats_of(&self, here: &Here<'_>, entries: &[StatEntry]) -> Stats {
-        let mut stats = Stats::default();
+    /// The stats of entries, which take about `bytes` if few have changed.
+    fn stats_of(&self, here: &Here<'_>, entries: &[StatEntry], bytes: usize) -> Stats {
+        let mut stats = Stats::with_capacity(bytes);
         for StatEntry { name, stat, .. } in entries {
             stats.push(name.as_bytes(), stat, self.recognizer.entry_mount(stat, here.place.device));
         }
@@ -435,7 +436,11 @@ impl<'a> SourceWalk<'a> {
     /// Whether an entry is unchanged.
     fn is_same(&self, here: &Here<'_>, entry: &StatEntry, old: &OldEntry) -> bool {
         let rules = &self.context.rules;
-        !rules.reread && self.stats_of(here, std::slice::from_ref(entry)).is(&old.identity, rules.identity)
+        if rules.reread {
+            return false;
+        }
+        let now = self.stats_of(here, std::slice::from_ref(entry), old.identity.len());
+        now.is(&old.identity, rules.identity)
     }
 
     /// Sends an unchanged entry.
