@@ -25,7 +25,7 @@ use crate::format::id::{SnapshotId, SourceId};
 use crate::format::name::{self, SnapshotName};
 use crate::format::snapshot::{Snapshot, Statistics};
 use crate::format::usage::Labels;
-use crate::monitor::Monitor;
+use crate::monitor::{Monitor, count};
 use crate::session::{NewSnapshot, Session};
 use crate::source::{EntryMount, now};
 
@@ -173,6 +173,11 @@ impl SnapshotPlan<'_> {
         })?;
         let row = self.row(&name, tree, walked);
         tree.nodes.commit_snapshot(&NewSnapshot { row, used, base }, self.source.row)?;
+        let healed = tree.nodes.blocks_mut().packer_mut().heal(self.stop)?;
+        if healed > 0 {
+            let chunks = count(healed, "lost chunk is", "lost chunks are");
+            self.monitor.note(&format!("{chunks} stored again, also for the older snapshots"));
+        }
         // The last packs are counted only now.
         let statistics = statistics(walked, &tree.counts, &tree.nodes.blocks().packer().counts());
         let Labels { host, paths, tags } = self.labels();

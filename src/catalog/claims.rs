@@ -55,6 +55,7 @@ impl Catalog {
             return Err(self.damaged(why));
         }
         self.check_blocks()?;
+        self.mend_lost_chunks()?;
         self.sources()?;
         self.snapshots()?;
         let (usable, all) = self.block_sets()?;

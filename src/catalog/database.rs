@@ -21,7 +21,7 @@ use crate::sys::owner::create_private;
 use crate::sys::{byte_lock, folder_of};
 
 /// The version of the schema, stored in SQLite's `user_version`. A database of another version is refused.
-const SCHEMA: i64 = 11;
+const SCHEMA: i64 = 12;
 
 /// SQLite's page cache of the connection that writes, in KiB.
 const CACHE_KIB: i64 = 6 << 10;

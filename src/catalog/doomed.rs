@@ -252,6 +252,7 @@ impl Catalog {
             births.into_iter().chain([pack.0]).try_for_each(|birth| execute(empty, &[birth]))
         };
         remove().map_err(self.failed("remove a pack"))?;
+        self.drop_removed_places()?;
         self.set_tombstones_stale()
     }
 

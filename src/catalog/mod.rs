@@ -35,6 +35,7 @@ mod documents;
 mod doomed;
 mod error;
 mod ids;
+mod lost;
 mod moves;
 mod numbers;
 mod packs;

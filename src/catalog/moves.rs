@@ -12,9 +12,10 @@ use super::chunks::PackRow;
 use super::database::Catalog;
 use super::error::Error;
 use super::ids::BlockId;
+use super::lost::NewPlace;
 use super::packs::CONDEMNED;
 use super::sums::Sum;
-use crate::format::moved::{Moved, MovedRange};
+use crate::format::moved::{Moved, MovedRange, RestoredChunk};
 use crate::format::pack::{CARRIER, CarriedBlock, IndexedCarrier};
 use crate::format::{BlockLocation, Check, Digest, PackId};
 use crate::source::now;
@@ -204,7 +205,8 @@ impl Catalog {
         insert.execute(params![block, carrier, ordinal, start, sum])?;
         let mark = "INSERT OR IGNORE INTO dirty_shards
              SELECT substr(uuid, 1, 1) FROM blocks JOIN packs ON packs.id = pack WHERE blocks.id = ?";
-        self.db.prepare_cached(mark)?.execute([block]).map(drop)
+        self.db.prepare_cached(mark)?.execute([block])?;
+        self.mark_places_in(block)
     }
 
     /// Whether a block's carrier is lost or damaged.
@@ -224,6 +226,14 @@ impl Catalog {
             );
             self.db.execute(
                 &format!("INSERT OR IGNORE INTO dirty_shards SELECT DISTINCT substr(uuid, 1, 1) FROM ({lost})"),
+                [],
+            )?;
+            self.db.execute(
+                &format!(
+                    "INSERT OR IGNORE INTO dirty_shards SELECT DISTINCT substr(uuid, 1, 1)
+                     FROM lost_chunks JOIN blocks ON blocks.id = lost_block JOIN packs ON packs.id = pack
+                     WHERE lost_chunks.block IN (SELECT block FROM ({lost}))"
+                ),
                 [],
             )?;
             self.db.execute(&format!("DELETE FROM moves WHERE block IN (SELECT block FROM ({lost}))"), [])
@@ -272,7 +282,7 @@ impl Catalog {
         removed.map(drop).map_err(self.failed("record moves"))
     }
 
-    /// All moves of packs whose ids begin with `prefix`.
+    /// All moves of packs whose ids begin with `prefix`, and the new places of their chunks.
     pub fn shard(&self, prefix: u8) -> Result<Moved, Error> {
         let select = "SELECT birth.uuid, blocks.start, blocks.length, carriers.uuid, moves.start, moves.sum, block,
                  carrier, moves.ordinal
@@ -316,12 +326,26 @@ impl Catalog {
             Ok(())
         };
         match read() {
-            Ok(()) => Ok(moved),
+            Ok(()) => {}
             Err(rusqlite::Error::InvalidQuery) => {
-                Err(self.damaged("the place of a moved block does not match its checksum"))
+                return Err(self.damaged("the place of a moved block does not match its checksum"));
             }
-            Err(error) => Err(self.failed("read moves")(error)),
+            Err(error) => return Err(self.failed("read moves")(error)),
         }
+        for NewPlace { birth, digest, block, start } in self.new_places(prefix)? {
+            let BlockLocation { pack, offset, length } = self.place(block)?;
+            let next = moved.carriers.len() as u32;
+            let carrier = *numbers.entry(pack).or_insert(next);
+            if carrier == next {
+                moved.carriers.push(pack);
+            }
+            let chunk = RestoredChunk { digest, carrier, offset, stored: length, start };
+            match moved.restored.last_mut() {
+                Some((last, chunks)) if *last == birth => chunks.push(chunk),
+                _ => moved.restored.push((birth, vec![chunk])),
+            }
+        }
+        Ok(moved)
     }
 
     /// Where the bytes of a block lie now.

@@ -154,6 +154,7 @@ impl Catalog {
         let (condemned, gone) = count().map_err(self.failed("condemn packs"))?;
         if condemned.packs > 0 {
             self.drop_claims_on(&gone)?;
+            self.drop_marked_places()?;
             let done = self.db.execute("UPDATE packs SET condemned = 1 WHERE condemned = 2", []);
             done.map_err(self.failed("condemn packs"))?;
         }

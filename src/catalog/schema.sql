@@ -39,11 +39,13 @@ CREATE TABLE packs (
     -- 4: removed on purpose, its live blocks were moved
     condemned INTEGER NOT NULL,
     lost INTEGER NOT NULL DEFAULT 0, -- 1: it was lost or damaged before it was condemned for removal
+    searched INTEGER NOT NULL DEFAULT 0, -- 1: if it is lost or damaged, its chunks are in lost_chunks
     condemned_in INTEGER NOT NULL, -- generation of the tombstone, for 3; 0: none yet
     condemned_at INTEGER NOT NULL, -- time, for 3
     sum INTEGER NOT NULL
 );
 CREATE INDEX packs_by_age ON packs (verified) WHERE condemned = 0;
+CREATE INDEX lost_packs ON packs (id) WHERE condemned = 1;
 -- Blocks of condemned packs stay: snapshots refer to them, and ids are never reused.
 CREATE TABLE blocks (
     id INTEGER PRIMARY KEY, pack INTEGER NOT NULL, ordinal INTEGER NOT NULL,
@@ -71,6 +73,16 @@ CREATE TABLE chunks (
     digest BLOB NOT NULL,         -- the digest without its head
     block INTEGER NOT NULL, start INTEGER NOT NULL, length INTEGER NOT NULL, sum INTEGER NOT NULL
 );
+-- Chunks of lost and damaged packs.
+CREATE TABLE lost_chunks (
+    lost_block INTEGER NOT NULL,
+    head INTEGER NOT NULL, digest BLOB NOT NULL, -- as in chunks
+    block INTEGER, start INTEGER,                -- where the chunk is now; null: nowhere
+    sum INTEGER NOT NULL,
+    PRIMARY KEY (lost_block, head, digest)
+) WITHOUT ROWID;
+CREATE INDEX lost_chunks_by_head ON lost_chunks (head) WHERE block IS NULL;
+CREATE INDEX lost_chunks_by_block ON lost_chunks (block) WHERE block IS NOT NULL;
 -- All blocks below a node of a long extent list.
 CREATE TABLE extent_nodes (
     id INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, blocks BLOB NOT NULL, sum INTEGER NOT NULL

@@ -61,7 +61,8 @@ impl Catalog {
         Ok(blocks)
     }
 
-    /// The blocks that at least one of these snapshots uses. Fails if the blocks of one of them are unknown.
+    /// The blocks that at least one of these snapshots uses, and those in which lost ones are stored now. Fails if the blocks of
+    /// one of the snapshots are unknown.
     pub fn live(&self, kept: &[u64]) -> Result<RoaringTreemap, Error> {
         let mut sources = Vec::with_capacity(kept.len());
         for sequence in kept {
@@ -74,6 +75,7 @@ impl Catalog {
         self.each_group(&mut |spans| {
             live.extend(spans.iter().filter(|span| kept.meets(span)).map(|span| span.block));
         })?;
+        self.add_places(&mut live)?;
         Ok(live)
     }
 

@@ -135,6 +135,8 @@ pub fn check(reader: &Reader, read_data: bool, monitor: &dyn Monitor, stop: &Ato
 struct LostPack {
     /// Its defect, if it was found without reading the pack.
     flaw: Option<String>,
+    /// The number of other defects that are not reported yet.
+    others: u64,
     /// Whether it is damaged. Otherwise it seems to be missing, and may have been removed on purpose.
     is_damaged: bool,
     /// How a file failed that needs it.
@@ -145,6 +147,11 @@ struct LostPack {
 }
 
 impl LostPack {
+    /// Whether nothing was found that needs the pack.
+    fn is_unneeded(&self) -> bool {
+        self.files == 0 && self.directories == 0
+    }
+
     /// What needs the pack. If `is_cut`, not everything that is needed is known.
     fn needed(&self, is_cut: bool) -> String {
         let LostPack { files, directories, snapshots, .. } = self;
@@ -186,6 +193,8 @@ struct Checker<'a> {
     visited: Visited,
     /// Packs that cannot be read.
     lost: BTreeMap<PackId, LostPack>,
+    /// Packs with chunks that were lost and stored again.
+    restored: BTreeSet<PackId>,
     /// Whether a part of a tree was not checked, because it cannot be read or the check ended early.
     is_cut: bool,
     /// All packs in no index that snapshots need.
@@ -224,6 +233,7 @@ impl<'a> Checker<'a> {
             known: KnownDocuments::default(),
             visited: Visited::default(),
             lost: BTreeMap::new(),
+            restored: BTreeSet::new(),
             is_cut: false,
             unindexed: BTreeSet::new(),
             all_indexed: false,
@@ -310,6 +320,8 @@ impl<'a> Checker<'a> {
         lost.is_damaged = true;
         match &mut lost.flaw {
             flaw @ None => *flaw = Some(why),
+            // They are of no interest if nothing needs the pack any more.
+            Some(_) if self.restored.contains(&pack) => lost.others += 1,
             Some(_) => self.problem(Path::new(&name::pack(pack)), &why),
         }
     }
@@ -318,8 +330,16 @@ impl<'a> Checker<'a> {
     fn lost_packs(&mut self) {
         for (pack, lost) in std::mem::take(&mut self.lost) {
             let needed = lost.needed(self.is_cut);
-            let flaw = lost.flaw.unwrap_or_else(|| "it is missing or damaged".to_owned());
+            let is_replaced = !self.is_cut && lost.is_unneeded() && self.restored.contains(&pack);
+            let mut flaw = lost.flaw.unwrap_or_else(|| "it is missing or damaged".to_owned());
+            if lost.others > 0 {
+                flaw = format!("{flaw}, and {} more", monitor::count(lost.others, "defect", "defects"));
+            }
             let (object, why) = (name::pack(pack), format!("{flaw}; {needed}"));
+            if is_replaced {
+                self.monitor.note(&format!("{object}: {why}, since its data was stored again"));
+                continue;
+            }
             match lost.is_damaged {
                 true => self.problem(Path::new(&object), &why),
                 false => self.report.doubt(Path::new(&object), why),

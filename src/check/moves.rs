@@ -57,8 +57,12 @@ impl Checker<'_> {
                     self.known.moved.add(object.clone(), moved.generation);
                     let replaces = moved.replaces.iter().map(|id| name::moved(prefix, *id));
                     self.known.moved.replace(replaces, moved.generation);
-                    let newest = last.entry(prefix).or_insert((moved.generation, id));
-                    *newest = (moved.generation, id).max(*newest);
+                    let this = (moved.generation, id);
+                    if last.get(&prefix).is_none_or(|newest| *newest < this) {
+                        last.insert(prefix, this);
+                        self.restored.retain(|pack| pack.as_bytes()[0] != prefix);
+                        self.restored.extend(moved.restored.iter().map(|(birth, _)| *birth));
+                    }
                 }
                 Err(error) => {
                     self.known.moved.is_incomplete = true;

@@ -68,8 +68,11 @@ const OUTPUT: &str = "Output";
 ///
 /// This machine's catalog lists the content of the repository. If the catalog is lost or damaged, it is rebuilt. If the
 /// repository or this machine's state was reset to an older copy, the catalog and the repository are compared first. A
-/// rebuild and a comparison are reported on standard error. Data that the repository has lost is stored again if it is still
-/// at the source. If another machine has become the writer, the backup fails; see brackfs-adopt(1).
+/// rebuild and a comparison are reported on standard error. If another machine has become the writer, the backup fails; see
+/// brackfs-adopt(1).
+///
+/// If packs of the repository are known to be lost or damaged (--recheck, brackfs-catalog-verify(1)), their data is stored again if
+/// it is still at the source. Older snapshots can read such content of files again, too.
 ///
 /// The repository, brackfs's state directory and its mounts are always left out, except for a mount that is given as PATH.
 ///

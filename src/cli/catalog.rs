@@ -9,9 +9,10 @@ use serde_json::json;
 use super::global::Global;
 use super::output;
 use super::repository_arg::RepositoryArg;
+use super::show;
 use super::signals::{stop_on_signals, stop_soon_on_signals};
 use crate::catalog::Catalog;
-use crate::inventory::{self, Inventory, host_access, host_key};
+use crate::inventory::{self, Inventory, Verified, host_access, host_key};
 use crate::monitor::count;
 use crate::quantity::parse_duration;
 use crate::session::{self, LockWait, Priority};
@@ -57,23 +58,38 @@ pub(super) struct RebuildArgs {
 ///
 /// Runs on the machine that is backed up, and needs only its host key. Checks the catalog's file and its content: each pack
 /// exists, has the recorded length, and has the same digest in an index and in a list of sums; its blocks are contiguous;
-/// chunks and directories refer to existing blocks; snapshots exist and use known blocks. Packs are not read; use
-/// brackfs-check(1) or b3sum for that.
+/// chunks and directories refer to existing blocks; snapshots exist and use known blocks. Packs are read only with
+/// --read-data.
 ///
 /// Problems are reported, and nothing is changed. If there are any, the exit code is 1; `brackfs catalog rebuild` then makes
 /// a catalog that agrees with the repository. While a backup is running, objects it is writing may be reported as missing.
+///
+/// With --read-data, the catalog learns which packs are lost or damaged. The next backup stores their data again if it is still
+/// at the source.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   brackfs catalog verify --repo /backup
-  brackfs catalog verify --repo /backup --json")]
+  brackfs catalog verify --repo /backup --read-data")]
 pub(super) struct VerifyArgs {
     #[command(flatten)]
     repository: RepositoryArg,
+    /// Read all packs too, and note in the catalog which ones are lost or damaged
+    ///
+    /// The time for the run is that of reading the repository. Meanwhile, other runs that write may go ahead of it.
+    #[arg(long)]
+    read_data: bool,
+    /// With --read-data: if another run is writing to the repository, wait up to DURATION, then exit with code 11
+    ///
+    /// DURATION is a number of seconds, or one with ms, s, m, h, d or w, such as 90s, 10m or 1h30m.
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = parse_duration, requires = "read_data")]
+    wait_lock: Duration,
     /// Print the result and problems as JSON, one object per line
     ///
     /// The result has message_type summary, and packs, lost_packs (known to be lost, and no longer used), blocks, chunks,
-    /// snapshots, problems. Problems are written to standard error, with message_type error, path and message.
+    /// snapshots, problems, and with --read-data also read_packs, read_bytes. Problems are written to standard error, with
+    /// message_type error, path and message. With --read-data, progress is written as by backup --json; status objects count
+    /// packs as files.
     #[arg(long)]
     json: bool,
 }
@@ -112,14 +128,25 @@ fn rebuild(args: &RebuildArgs, global: &Global) -> Result<ExitCode> {
 fn verify(args: &VerifyArgs, global: &Global) -> Result<ExitCode> {
     let repository = args.repository.open(global)?;
     let state = RepositoryState::new(&global.state()?, repository.id());
-    let (monitor, stop) = (global.monitor(args.json), stop_soon_on_signals()?);
-    let key = host_key(&state)?;
-    let access = host_access(&key)?;
-    let view = Catalog::view(&state.catalog_path(), repository.id())?;
-    let inventory = Inventory { repository: &repository, access: &access, monitor: &monitor, stop: &stop };
-    let found = view.read(|catalog| inventory.verify(&catalog, &state, &key.certificate()))?;
+    let monitor = global.monitor(args.json);
+    let (found, read) = if args.read_data {
+        let stop = stop_on_signals()?;
+        monitor.start();
+        let wait = LockWait::option(args.wait_lock);
+        let result = session::check_part(&repository, &state, 1.0, wait, &monitor, &stop);
+        monitor.finish();
+        let found = result?;
+        (Verified { problems: found.problems, ..found.compared }, Some((found.read_packs, found.read_bytes)))
+    } else {
+        let stop = stop_soon_on_signals()?;
+        let key = host_key(&state)?;
+        let access = host_access(&key)?;
+        let view = Catalog::view(&state.catalog_path(), repository.id())?;
+        let inventory = Inventory { repository: &repository, access: &access, monitor: &monitor, stop: &stop };
+        (view.read(|catalog| inventory.verify(&catalog, &state, &key.certificate()))?, None)
+    };
     if args.json {
-        output::object(&json!({
+        let mut summary = json!({
             "message_type": "summary",
             "packs": found.packs,
             "lost_packs": found.lost_packs,
@@ -127,21 +154,33 @@ fn verify(args: &VerifyArgs, global: &Global) -> Result<ExitCode> {
             "chunks": found.chunks,
             "snapshots": found.snapshots,
             "problems": found.problems,
-        }))?;
+        });
+        if let Some((packs, bytes)) = read {
+            summary["read_packs"] = packs.into();
+            summary["read_bytes"] = bytes.into();
+        }
+        output::object(&summary)?;
     } else if global.shows_summary(false) {
         let (packs, blocks) = (count(found.packs, "pack", "packs"), count(found.blocks, "block", "blocks"));
         let (chunks, snapshots) =
             (count(found.chunks, "chunk", "chunks"), count(found.snapshots, "snapshot", "snapshots"));
         output::message(format!("{packs}, {blocks}, {chunks}, {snapshots}"));
+        if let Some((packs, bytes)) = read {
+            output::message(format!("{} read ({})", count(packs, "pack was", "packs were"), show::size(bytes)));
+        }
         if found.lost_packs > 0 {
             let lost = count(found.lost_packs, "more pack is", "more packs are");
             output::message(format!("{lost} lost and no longer used; older snapshots may need their data"));
         }
     }
+    let remedy = match read {
+        Some(_) => "the next backup",
+        None => "run `brackfs catalog rebuild` for a catalog that agrees with the repository; the next backup",
+    };
     match found.problems {
         0 => Ok(ExitCode::SUCCESS),
         problems => anyhow::bail!(
-            "{}; run `brackfs catalog rebuild` for a catalog that agrees with the repository; the next backup stores lost data again if it is still at the source",
+            "{}; {remedy} stores lost data again if it is still at the source",
             count(problems, "problem", "problems")
         ),
     }

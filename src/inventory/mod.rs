@@ -13,6 +13,7 @@
 //! - [`mod@rebuild`]: replaces a lost catalog
 //! - [`recipients`]: renewed certificates of recipients
 //! - [`mend`]: repairs a partly damaged catalog
+//! - [`heal`]: new places for the chunks of lost packs
 //! - [`recheck`]: checks a few packs in each run, to detect losses on disk
 //! - [`upkeep`]: puts back small objects that must not be lost
 //! - [`verify`]: checks all claims of the catalog without changing anything
@@ -23,6 +24,7 @@ mod copies;
 mod divergence;
 mod error;
 mod generations;
+mod heal;
 mod mend;
 mod rebuild;
 mod recheck;

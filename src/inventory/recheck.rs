@@ -5,6 +5,7 @@
 //! costs one query. The probability grows with the time since the last check, so that packs which were stored together
 //! are not all due together (Tahoe-LAFS does the same with files in its backup database).
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::context::Inventory;
@@ -112,6 +113,7 @@ impl Inventory<'_> {
                 self.check_interrupted()?;
                 self.monitor.progress().at(Path::new(&name::pack(pack.id)));
                 self.note_check(catalog, &pack, true, now, &mut bad)?;
+                self.monitor.progress().file();
                 self.monitor.progress().bytes(pack.length);
                 found.packs += 1;
                 found.bytes += pack.length;
@@ -129,6 +131,21 @@ impl Inventory<'_> {
             }
         }
         Ok(found)
+    }
+
+    /// Reads these packs, and condemns those that are damaged.
+    pub(super) fn condemn_damaged(&self, catalog: &Catalog, packs: BTreeSet<PackId>) -> Result<(), Error> {
+        let mut damaged = Vec::new();
+        for id in packs {
+            self.check_interrupted()?;
+            if let Some(pack) = catalog.known_pack(id)?
+                && let PackCheck::Damaged(why) = self.check_pack(&pack, true)?
+            {
+                self.report(&pack, &why);
+                damaged.push(pack.row);
+            }
+        }
+        Ok(catalog.condemn(&damaged).map(drop)?)
     }
 
     /// Checks a pack, and notes the result.

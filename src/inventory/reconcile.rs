@@ -6,7 +6,7 @@
 //!
 //! Listings can be incomplete, so a reconciled catalog is marked: see [`Catalog::set_learnt`].
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
 
 use super::context::Inventory;
@@ -290,16 +290,19 @@ impl Inventory<'_> {
         Ok(())
     }
 
-    /// Adds shards of moves to the catalog. Where blocks lie is in the indexes.
+    /// Adds shards of moves to the catalog. Where blocks lie is in the indexes. Packs that had lost chunks are read, and
+    /// condemned if they are damaged.
     fn learn_shards(&self, catalog: &Catalog) -> Result<(), Error> {
+        let mut doubtful = BTreeSet::new();
         for object in self.repository.target().list(name::MOVED)? {
             let Some((prefix, id)) = name::parse_moved(&object.name) else { continue };
             self.check_interrupted()?;
             if let Ok(moved) = self.access.moved(self.repository, prefix, id) {
                 catalog.add_document(Folder::Moved(prefix), id, moved.generation, &moved.replaces)?;
+                doubtful.extend(moved.restored.iter().map(|(birth, _)| *birth));
             }
         }
-        Ok(())
+        self.condemn_damaged(catalog, doubtful)
     }
 
     /// Adds secrets documents to the catalog.

@@ -508,7 +508,8 @@ impl<'a> Run<'a> {
             let state = RepositoryState::new(environment.state, repository.id());
             let wait = LockWait::configured(target.wait_lock);
             let found = session::check_part(&repository, &state, read_data, wait, monitor, environment.stop)?;
-            let (packs, size) = (count(found.packs, "pack", "packs"), environment.caller.size(found.read_bytes));
+            let (packs, size) =
+                (count(found.compared.packs, "pack", "packs"), environment.caller.size(found.read_bytes));
             let text = format!("{packs} compared, {} of them read ({size})", found.read_packs);
             match found.problems {
                 0 => Ok(Outcome::Done(text)),

@@ -8,10 +8,9 @@ use roaring::RoaringTreemap;
 use super::context::{Pruner, Summary};
 use super::error::Error;
 use super::mark::Marked;
-use crate::catalog::{BlockId, BlockInPack, Catalog, Folder, PackLoad, PackRow};
+use crate::catalog::{BlockId, BlockInPack, Catalog, PackLoad, PackRow};
 use crate::format::id::ObjectId;
 use crate::format::index::Index;
-use crate::format::moved::Moved;
 use crate::format::pack::{CarriedBlock, IndexedCarrier};
 use crate::format::{Check, name};
 use crate::session::{FullPack, PackWriter};
@@ -237,33 +236,6 @@ impl<'p, 's> Compactor<'p, 's> {
         catalog.add_index(id, &index)?;
         Ok(catalog.commit()?)
     }
-}
-
-/// Writes the shards whose moves changed. Earlier shards of the same prefixes are replaced.
-pub(super) fn write_shards(pruner: &Pruner<'_>, catalog: &mut Catalog) -> Result<(), Error> {
-    let prefixes = catalog.dirty_shards()?;
-    if prefixes.is_empty() {
-        return Ok(());
-    }
-    let session = pruner.session;
-    session.announce(catalog)?;
-    session.still_alone()?;
-    let generation = session.generation();
-    for prefix in prefixes {
-        pruner.inventory.check_interrupted()?;
-        let replaces: Vec<_> = catalog
-            .documents()?
-            .into_iter()
-            .filter(|known| known.folder == Folder::Moved(prefix) && known.replaced.is_none())
-            .map(|known| known.id)
-            .collect();
-        let (id, moved) = (ObjectId::random(), Moved { generation, replaces, ..catalog.shard(prefix)? });
-        session.writer().put_moved(prefix, id, &moved)?;
-        catalog.add_document(Folder::Moved(prefix), id, generation, &moved.replaces)?;
-        catalog.set_shard_written(prefix)?;
-        catalog.commit()?;
-    }
-    Ok(())
 }
 
 /// Whether an error shows that a part of a pack is lost, rather than that the storage is unavailable.

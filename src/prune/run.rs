@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tracing::debug_span;
 
-use super::compact::{Compactor, choose, write_shards};
+use super::compact::{Compactor, choose};
 use super::condemn::{condemn, forget_unwritten};
 use super::context::{Options, Pruner, Summary};
 use super::error::Error;
@@ -96,6 +96,7 @@ impl Round<'_> {
             return Err(Error::Doubt(doubt));
         }
         pruner.inventory.find_copies(catalog)?;
+        pruner.inventory.place_lost_chunks(catalog)?;
         forget_unwritten(session, catalog)?;
         let mut marked = mark(catalog)?;
         let summary = summary.insert(Summary::new(&marked));
@@ -148,7 +149,7 @@ impl Round<'_> {
             }
         }
         // An earlier prune may have been killed before it wrote them.
-        write_shards(pruner, catalog)?;
+        pruner.session.write_shards(&pruner.inventory, catalog)?;
         marked.update(catalog)?;
         let dead: Vec<_> = marked.packs.iter().filter(|pack| pack.live == 0).map(|pack| pack.row).collect();
         // There may be many, and only the live blocks are needed from here on.

@@ -8,8 +8,8 @@ use tracing::debug_span;
 use super::error::Error;
 use super::open::{Checks, Session};
 use crate::catalog::Condemned;
-use crate::inventory::{self, Inventory, host_access, host_key};
-use crate::monitor::Monitor;
+use crate::inventory::{self, Inventory, Verified, host_access, host_key};
+use crate::monitor::{Monitor, Total, Unit};
 use crate::repository::Repository;
 use crate::source::now;
 use crate::state::{LockWait, Priority, RepositoryState};
@@ -17,13 +17,13 @@ use crate::state::{LockWait, Priority, RepositoryState};
 /// What a check of a part found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PartCheck {
-    /// The packs of the repository.
-    pub packs: u64,
+    /// The comparison of the catalog with the repository.
+    pub compared: Verified,
     /// Packs that were read.
     pub read_packs: u64,
     /// Their bytes.
     pub read_bytes: u64,
-    /// Problems; each was reported.
+    /// Problems, those of the comparison included; each was reported.
     pub problems: u64,
 }
 
@@ -53,8 +53,13 @@ pub fn check_part(
             Some(left) => left,
             None => {
                 let found = inventory.verify(&catalog, state, &host)?;
-                whole = PartCheck { packs: found.packs, problems: found.problems, ..whole };
-                (catalog.pack_bytes()? as f64 * part).ceil() as u64
+                whole.problems = found.problems;
+                let bytes = (catalog.pack_bytes()? as f64 * part).ceil() as u64;
+                monitor.progress().count(Unit::Packs);
+                let files = (found.packs as f64 * part).ceil() as u64;
+                monitor.progress().expect(Total { files, bytes, estimated: part < 1.0 });
+                whole.compared = found;
+                bytes
             }
         };
         let read = inventory.read_part(&mut catalog, state.read_until()?, bytes, now().seconds, |last| {
@@ -65,6 +70,8 @@ pub fn check_part(
         whole.read_packs += packs;
         whole.read_bytes += read_bytes;
         whole.problems += unread + lost;
+        whole.compared.packs = whole.compared.packs.saturating_sub(lost);
+        whole.compared.lost_packs += lost;
         catalog.set_finished()?;
         catalog.commit()?;
         let rest = bytes.saturating_sub(read_bytes);

@@ -8,6 +8,7 @@
 //! - [`mod@announce`]: announces a run that writes
 //! - [`packs`]: the packs that a run writes
 //! - [`mod@publish`]: the order of durability
+//! - [`shards`]: where moved blocks and chunks that were stored again are
 //! - [`orphans`]: removes packs and temporary files of runs that did not finish
 //! - [`remover`]: the one way to remove objects from a repository
 //! - [`reserve`]: space for commands that free space when the disk is full
@@ -29,6 +30,7 @@ mod packs;
 mod publish;
 mod remover;
 mod reserve;
+mod shards;
 mod tombstones;
 
 use std::sync::atomic::AtomicBool;

@@ -24,7 +24,7 @@ use crate::format::snapshot::Snapshot;
 use crate::format::usage::SnapshotUsage;
 use crate::format::{Digest, PackId};
 use crate::inventory::Inventory;
-use crate::monitor::Silent;
+use crate::monitor::{Monitor, Silent};
 
 /// Chunks after which an index is written, so that the list of them stays small.
 const INDEX_CHUNKS: usize = 16_000;
@@ -163,6 +163,18 @@ impl<'s> Publisher<'s> {
         self.catalog.add_snapshot(&snapshot.row, source, Some(&snapshot.used))?;
         self.write_index(Some(usage))?;
         self.commit_catalog()
+    }
+
+    /// Lets older snapshots use what was stored of data that they have lost. Returns the number of chunks that they can read
+    /// again. No pack may be pending.
+    pub fn heal(&mut self, monitor: &dyn Monitor, stop: &AtomicBool) -> Result<u64, Error> {
+        self.expect_stored()?;
+        let (repository, access) = (self.session.repository(), self.session.access());
+        let inventory = Inventory { repository, access, monitor, stop };
+        let placed = inventory.place_lost_chunks(&self.catalog)?;
+        self.session.write_shards(&inventory, &mut self.catalog)?;
+        self.commit_catalog()?;
+        Ok(placed)
     }
 
     fn expect_stored(&self) -> Result<(), Error> {

@@ -1,5 +1,7 @@
 //! Packs of sealed blocks, on their way into the repository.
 
+use std::sync::atomic::AtomicBool;
+
 use super::seal::{PlainBlock, SealResult, SealedBlock, Sealing};
 use crate::backup::error::Error;
 use crate::catalog::{Catalog, SourceRow};
@@ -131,6 +133,11 @@ impl<'a> Packer<'a> {
     pub(super) fn commit(&mut self) -> Result<(), Error> {
         self.store_packs()?;
         Ok(self.publisher.commit()?)
+    }
+
+    /// Lets older snapshots use what was stored of data that they have lost: see [`Publisher::heal`].
+    pub(in crate::backup) fn heal(&mut self, stop: &AtomicBool) -> Result<u64, Error> {
+        Ok(self.publisher.heal(self.monitor, stop)?)
     }
 
     /// Commits together with the blocks of a snapshot that is about to be written, and enters it into the catalog.

@@ -1,0 +1,254 @@
+//! Chunks of lost and damaged packs, and where they are stored now.
+//!
+//! A snapshot names the pack in which a chunk was first stored, and never changes. If that pack is lost, and the chunk is
+//! stored again from the source or is in another pack as well, shards of moves lead older snapshots to the new place. The
+//! shards in the repository are written from these rows. The chunks of a lost pack are known from indexes, which are read
+//! once for each loss.
+//!
+//! The new place is live as long as a snapshot uses the lost block: see [`Catalog::live`].
+
+use std::collections::HashMap;
+
+use roaring::RoaringTreemap;
+use rusqlite::{Row, params, params_from_iter};
+
+use super::chunks::{PackRow, tail};
+use super::database::Catalog;
+use super::error::Error;
+use super::ids::BlockId;
+use super::sums::{RowSum, Sum};
+use crate::format::pack::IndexedPack;
+use crate::format::{Digest, PackId};
+
+/// Rows that are changed at once.
+const PAGE: i64 = 512;
+
+/// The new place of a chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct NewPlace {
+    /// The pack in which it was first stored.
+    pub(super) birth: PackId,
+    pub(super) digest: Digest,
+    pub(super) block: BlockId,
+    /// The offset in the decoded block.
+    pub(super) start: u32,
+}
+
+/// The key of a row.
+struct LostChunk {
+    lost: i64,
+    digest: Digest,
+}
+
+impl LostChunk {
+    fn read(row: &Row<'_>) -> rusqlite::Result<Option<Self>> {
+        let bytes = [&row.get::<_, i64>(1)?.to_be_bytes(), row.get_ref(2)?.as_blob()?].concat();
+        let lost = row.get(0)?;
+        Ok(Digest::from_slice(&bytes).map(|digest| LostChunk { lost, digest }))
+    }
+
+    fn sum(&self, place: Option<(BlockId, u32)>) -> RowSum {
+        let (block, start) = place.map_or((-1, -1), |(BlockId(block), start)| (block as i64, start.into()));
+        Sum::of("lost_chunks").number(self.lost).bytes(&self.digest.0).number(block).number(start).value()
+    }
+}
+
+impl Catalog {
+    /// Lost and damaged packs whose chunks were not looked for in indexes.
+    pub fn unsearched_losses(&self) -> Result<Vec<PackRow>, Error> {
+        let find = || {
+            let mut statement = self.db.prepare("SELECT id FROM packs WHERE condemned = 1 AND NOT searched")?;
+            statement.query_map([], |row| Ok(PackRow(row.get(0)?)))?.collect::<rusqlite::Result<_>>()
+        };
+        find().map_err(self.failed("look for lost packs"))
+    }
+
+    /// Notes the chunks of a pack in an index whose blocks are lost or damaged.
+    pub fn note_lost_chunks(&self, pack: &IndexedPack) -> Result<(), Error> {
+        let note = || {
+            let select = "SELECT blocks.ordinal, blocks.id FROM packs birth JOIN blocks ON pack = birth.id
+                 LEFT JOIN moves ON moves.block = blocks.id LEFT JOIN packs carriers ON carriers.id = carrier
+                 WHERE birth.uuid = ? AND coalesce(carriers.condemned, birth.condemned) = 1";
+            let mut statement = self.db.prepare_cached(select)?;
+            let read = |row: &Row<'_>| Ok((row.get::<_, u32>(0)?, row.get::<_, i64>(1)?));
+            let lost = statement.query_map([pack.id.as_bytes()], read)?.collect::<rusqlite::Result<HashMap<_, _>>>()?;
+            let insert = "INSERT OR IGNORE INTO lost_chunks VALUES (?, ?, ?, NULL, NULL, ?)";
+            let mut insert = self.db.prepare_cached(insert)?;
+            for block in &pack.blocks {
+                let Some(lost) = lost.get(&block.ordinal) else { continue };
+                for (digest, _) in &block.chunks {
+                    let chunk = LostChunk { lost: *lost, digest: *digest };
+                    insert.execute(params![lost, digest.head(), tail(digest), chunk.sum(None)])?;
+                }
+            }
+            Ok(())
+        };
+        note().map_err(self.failed("note lost chunks"))
+    }
+
+    /// Records that the chunks of these packs were looked for in all indexes.
+    pub fn set_searched(&self, packs: &[PackRow]) -> Result<(), Error> {
+        for pack in packs {
+            let set = self.db.execute("UPDATE packs SET searched = 1 WHERE id = ?", [pack.0]);
+            set.map_err(self.failed("note lost chunks"))?;
+        }
+        Ok(())
+    }
+
+    /// Looks for lost chunks among those that can be used, whose packs must be stored. Returns how many were found that had no
+    /// place before.
+    pub fn place_lost_chunks(&self) -> Result<u64, Error> {
+        let mut found = 0;
+        loop {
+            let page = self.lost_chunks(
+                "JOIN chunks ON chunks.head = lost_chunks.head AND chunks.digest = lost_chunks.digest
+                 WHERE lost_chunks.block IS NULL",
+            )?;
+            for chunk in &page {
+                let stored = self.chunk(&chunk.digest)?.ok_or_else(|| self.damaged("a chunk is listed twice"))?;
+                self.set_place(chunk, Some((stored.block, stored.start)))?;
+            }
+            found += page.len() as u64;
+            if page.is_empty() {
+                return Ok(found);
+            }
+        }
+    }
+
+    /// Drops places in packs that are about to be condemned.
+    pub(super) fn drop_marked_places(&self) -> Result<(), Error> {
+        self.drop_places(
+            "WHERE lost_chunks.block IN (
+                 SELECT blocks.id FROM packs JOIN blocks ON pack = packs.id
+                 WHERE condemned = 2 AND NOT EXISTS (SELECT 1 FROM moves WHERE block = blocks.id)
+                 UNION ALL SELECT block FROM packs JOIN moves ON carrier = packs.id WHERE condemned = 2)",
+        )
+    }
+
+    /// Drops rows of blocks that were removed, and places in such blocks.
+    pub(super) fn drop_removed_places(&self) -> Result<(), Error> {
+        let delete = "DELETE FROM lost_chunks WHERE NOT EXISTS (SELECT 1 FROM blocks WHERE id = lost_block)";
+        self.db.execute(delete, []).map_err(self.failed("drop lost chunks"))?;
+        self.drop_places("WHERE block IS NOT NULL AND NOT EXISTS (SELECT 1 FROM blocks WHERE id = lost_chunks.block)")
+    }
+
+    fn drop_places(&self, condition: &str) -> Result<(), Error> {
+        loop {
+            let page = self.lost_chunks(condition)?;
+            page.iter().try_for_each(|chunk| self.set_place(chunk, None))?;
+            if page.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Some rows for which a condition holds.
+    fn lost_chunks(&self, condition: &str) -> Result<Vec<LostChunk>, Error> {
+        let find = || {
+            let select = "SELECT lost_block, lost_chunks.head, lost_chunks.digest FROM lost_chunks";
+            let mut statement = self.db.prepare_cached(&format!("{select} {condition} LIMIT {PAGE}"))?;
+            statement.query_map([], LostChunk::read)?.collect::<rusqlite::Result<Option<Vec<_>>>>()
+        };
+        find().map_err(self.failed("look up lost chunks"))?.ok_or_else(|| self.wrong_row())
+    }
+
+    fn set_place(&self, chunk: &LostChunk, place: Option<(BlockId, u32)>) -> Result<(), Error> {
+        let set = || {
+            let update =
+                "UPDATE lost_chunks SET block = ?, start = ?, sum = ? WHERE lost_block = ? AND head = ? AND digest = ?";
+            let (block, start) = (place.map(|(BlockId(block), _)| block as i64), place.map(|(_, start)| start));
+            let digest = &chunk.digest;
+            self.db.prepare_cached(update)?.execute(params![
+                block,
+                start,
+                chunk.sum(place),
+                chunk.lost,
+                digest.head(),
+                tail(digest)
+            ])?;
+            let mark = "INSERT OR IGNORE INTO dirty_shards
+                 SELECT substr(uuid, 1, 1) FROM blocks JOIN packs ON packs.id = pack WHERE blocks.id = ?";
+            self.db.prepare_cached(mark)?.execute([chunk.lost])
+        };
+        set().map(drop).map_err(self.failed("record the place of a lost chunk"))
+    }
+
+    /// Marks the shards that name this block as the new place of chunks.
+    pub(super) fn mark_places_in(&self, block: i64) -> rusqlite::Result<()> {
+        let mark = "INSERT OR IGNORE INTO dirty_shards
+             SELECT substr(uuid, 1, 1) FROM lost_chunks JOIN blocks ON blocks.id = lost_block JOIN packs ON packs.id = pack
+             WHERE lost_chunks.block = ?";
+        self.db.prepare_cached(mark)?.execute([block]).map(drop)
+    }
+
+    /// Adds the new places of the chunks of lost blocks in `live`.
+    pub(super) fn add_places(&self, live: &mut RoaringTreemap) -> Result<(), Error> {
+        self.each_place("", &[], &mut |lost, _, block, _| {
+            if live.contains(lost) {
+                live.insert(block.0);
+            }
+        })
+    }
+
+    /// The new places of chunks of packs whose ids begin with `prefix`, by pack and digest. Of several places of a chunk in one
+    /// pack, there is one.
+    pub(super) fn new_places(&self, prefix: u8) -> Result<Vec<NewPlace>, Error> {
+        let (mut first, mut last) = ([0; 16], [0xff; 16]);
+        (first[0], last[0]) = (prefix, prefix);
+        let mut found = Vec::new();
+        let of_prefix =
+            "AND lost_block IN (SELECT blocks.id FROM packs JOIN blocks ON pack = packs.id WHERE uuid BETWEEN ? AND ?)";
+        self.each_place(of_prefix, &[first, last], &mut |lost, digest, block, start| {
+            found.push((lost, digest, block, start));
+        })?;
+        let with_birth = |(lost, digest, block, start)| {
+            Ok(NewPlace { birth: self.location(BlockId(lost))?.pack, digest, block, start })
+        };
+        let mut places = found.into_iter().map(with_birth).collect::<Result<Vec<_>, Error>>()?;
+        places.sort_unstable_by_key(|place| (place.birth, place.digest.0));
+        places.dedup_by_key(|place| (place.birth, place.digest.0));
+        Ok(places)
+    }
+
+    /// Calls `found` with a lost block, the digest of a chunk in it, and its new block and offset there.
+    fn each_place(
+        &self,
+        condition: &str,
+        values: &[[u8; 16]],
+        found: &mut dyn FnMut(u64, Digest, BlockId, u32),
+    ) -> Result<(), Error> {
+        let mut read = || -> rusqlite::Result<bool> {
+            let select = "SELECT lost_block, head, digest, block, start, sum FROM lost_chunks WHERE block IS NOT NULL";
+            let mut statement = self.db.prepare_cached(&format!("{select} {condition}"))?;
+            let mut rows = statement.query(params_from_iter(values))?;
+            while let Some(row) = rows.next()? {
+                let (block, start) = (BlockId(row.get::<_, i64>(3)? as u64), row.get(4)?);
+                match LostChunk::read(row)? {
+                    Some(chunk) if chunk.sum(Some((block, start))).is_in(row, 5)? => {
+                        found(chunk.lost as u64, chunk.digest, block, start);
+                    }
+                    _ => return Ok(false),
+                }
+            }
+            Ok(true)
+        };
+        match read().map_err(self.failed("look up lost chunks"))? {
+            true => Ok(()),
+            false => Err(self.wrong_row()),
+        }
+    }
+
+    fn wrong_row(&self) -> Error {
+        self.damaged("the place of a lost chunk does not match its checksum")
+    }
+
+    /// Forgets all rows if one of them is damaged. They are found in indexes again.
+    pub(super) fn mend_lost_chunks(&self) -> Result<(), Error> {
+        if let Err(Error::Damaged { .. }) = self.each_place("", &[], &mut |_, _, _, _| ()) {
+            for sql in ["DELETE FROM lost_chunks", "UPDATE packs SET searched = 0"] {
+                self.db.execute(sql, []).map_err(self.failed("drop lost chunks"))?;
+            }
+        }
+        Ok(())
+    }
+}
