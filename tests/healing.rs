@@ -9,7 +9,8 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use common::ordeal::same;
+use common::machine;
+use common::ordeal::{same, under_strace};
 use common::{AGED, Entry, Kind, Run, Site, age, noise, run, set_time, settle, tree};
 
 /// How a pack is lost.
@@ -224,4 +225,40 @@ fn only_what_is_still_at_the_source_is_stored_again() {
     assert_eq!(differ.map(|(path, _)| path.as_path()).collect::<Vec<_>>(), [Path::new("large/3")]);
     let checked = world.site.brackfs(&["check"]).code(1);
     assert!(checked.stderr.contains("1 file in 3 snapshots cannot be read"), "{checked}");
+}
+
+#[test]
+fn a_backup_that_is_killed_while_it_stores_lost_data_again_loses_nothing() {
+    let mut world = World::new(&["--no-encryption"]);
+    world.lose(&world.first_data(), Loss::Flipped);
+    world.change(5);
+    let (lost, place) = (world.snapshots.len(), world.site.path().to_owned());
+    let put = |from: &str, to: &str| {
+        for folder in ["repo", "state"] {
+            let _ = fs::remove_dir_all(place.join(format!("{folder}{to}")));
+            machine::copy(&place.join(format!("{folder}{from}")), &place.join(format!("{folder}{to}")));
+        }
+    };
+    put("", "-then");
+    for call in ["linkat", "fsync"] {
+        let mut killed = 0;
+        for nth in 1.. {
+            let inject = format!("inject={call}:signal=KILL:when={nth}");
+            let source = world.site.source().display().to_string();
+            let backup = world.site.command(&["backup", &source, "--chunk-size=16KiB", "--settle-max=0s"]);
+            let ended = run(under_strace(&["-o", "/dev/null", "-e", &format!("trace={call}"), "-e", &inject], &backup));
+            if ended.code == 0 {
+                break;
+            }
+            assert_eq!(ended.code, 137, "{call} {nth}: {ended}");
+            killed += 1;
+            world.change(5 + nth);
+            world.backup();
+            world.assert_whole(&format!("{call} {nth}"));
+            world.snapshots.truncate(lost);
+            put("-then", "");
+        }
+        assert!(killed > 3, "only {killed} runs were killed at {call}");
+        put("-then", "");
+    }
 }

@@ -252,3 +252,75 @@ impl Catalog {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::database::tests::catalog;
+    use crate::catalog::packs::tests::{block_of, pack};
+
+    #[test]
+    fn chunks_of_a_lost_pack_get_places_in_other_packs_until_these_are_lost_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let catalog = catalog(folder.path());
+        let (first, other) = (pack(0..3), pack(3..6));
+        catalog.import_pack(&first, true).unwrap();
+        catalog.import_pack(&other, true).unwrap();
+        let lost = [0, 1, 2].map(|i| block_of(&catalog, i));
+        let row = catalog.pack(first.id).unwrap().unwrap();
+        assert_eq!(catalog.unsearched_losses().unwrap(), []);
+        catalog.condemn(&[row]).unwrap();
+        assert_eq!(catalog.unsearched_losses().unwrap(), [row]);
+        [&first, &other].iter().for_each(|pack| catalog.note_lost_chunks(pack).unwrap());
+        catalog.set_searched(&[row]).unwrap();
+        assert_eq!(catalog.unsearched_losses().unwrap(), []);
+        assert_eq!(catalog.place_lost_chunks().unwrap(), 0);
+        assert!(catalog.dirty_shards().unwrap().is_empty());
+
+        let again = pack(0..2);
+        catalog.import_pack(&again, true).unwrap();
+        assert_eq!((catalog.place_lost_chunks().unwrap(), catalog.place_lost_chunks().unwrap()), (2, 0));
+        let prefix = first.id.as_bytes()[0];
+        assert_eq!(catalog.dirty_shards().unwrap(), [prefix]);
+        let shard = catalog.shard(prefix).unwrap();
+        for i in 0..3 {
+            let place = shard.restored_chunk(first.id, &first.blocks[i].chunks[0].0);
+            let expected = (i < 2).then(|| (catalog.place(block_of(&catalog, i as u32)).unwrap(), 0));
+            assert_eq!(place, expected, "{i}");
+        }
+        // A new place is live if the lost block is.
+        let mut live = RoaringTreemap::from_iter([lost[1].0, lost[2].0]);
+        catalog.add_places(&mut live).unwrap();
+        assert_eq!(live.into_iter().collect::<Vec<_>>(), [lost[1].0, lost[2].0, block_of(&catalog, 1).0]);
+
+        catalog.set_shard_written(prefix).unwrap();
+        let row = catalog.pack(again.id).unwrap().unwrap();
+        catalog.condemn(&[row]).unwrap();
+        assert_eq!(catalog.dirty_shards().unwrap(), [prefix]);
+        assert!(catalog.shard(prefix).unwrap().restored.is_empty());
+        assert_eq!((catalog.unsearched_losses().unwrap(), catalog.place_lost_chunks().unwrap()), (vec![row], 0));
+    }
+
+    #[test]
+    fn damaged_rows_are_an_error_until_they_are_dropped() {
+        let folder = tempfile::tempdir().unwrap();
+        let catalog = catalog(folder.path());
+        let (first, again) = (pack(0..3), pack(0..3));
+        catalog.import_pack(&first, true).unwrap();
+        let row = catalog.pack(first.id).unwrap().unwrap();
+        catalog.condemn(&[row]).unwrap();
+        catalog.note_lost_chunks(&first).unwrap();
+        catalog.set_searched(&[row]).unwrap();
+        catalog.import_pack(&again, true).unwrap();
+        catalog.place_lost_chunks().unwrap();
+        catalog.mend_lost_chunks().unwrap();
+        assert_eq!(catalog.unsearched_losses().unwrap(), []);
+        catalog.db.execute("UPDATE lost_chunks SET block = block + 1 WHERE lost_block = 1", []).unwrap();
+        let mut live = RoaringTreemap::new();
+        assert!(matches!(catalog.add_places(&mut live), Err(Error::Damaged { .. })));
+        assert!(catalog.shard(first.id.as_bytes()[0]).is_err());
+        catalog.mend_lost_chunks().unwrap();
+        catalog.add_places(&mut live).unwrap();
+        assert_eq!(catalog.unsearched_losses().unwrap(), [row]);
+    }
+}

@@ -394,7 +394,7 @@ pub(super) fn known_pack(row: &Row<'_>) -> rusqlite::Result<RawPack> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::catalog::database::tests::catalog;
     use crate::catalog::stats::Stats;
@@ -406,7 +406,7 @@ mod tests {
     const ABOVE: Parent = Parent::Source(SourceRow(1));
 
     /// A pack with a block of one chunk for each of these numbers.
-    fn pack(chunks: std::ops::Range<u32>) -> IndexedPack {
+    pub(in crate::catalog) fn pack(chunks: std::ops::Range<u32>) -> IndexedPack {
         let count = chunks.len() as u32;
         let block = |(ordinal, i): (u32, u32)| IndexedBlock {
             ordinal,
@@ -429,7 +429,7 @@ mod tests {
         Digest::of(&i.to_be_bytes())
     }
 
-    fn block_of(catalog: &Catalog, i: u32) -> BlockId {
+    pub(in crate::catalog) fn block_of(catalog: &Catalog, i: u32) -> BlockId {
         catalog.chunk(&digest(i)).unwrap().expect("a known chunk").block
     }
 
