@@ -471,6 +471,9 @@ fn a_chunk_that_was_stored_again_replaces_a_lost_or_damaged_block() {
             fs::write(&file, &good[..block.offset as usize]).unwrap();
         }
         restored_like(&site, &source, "short");
+        // No index has the pack to which the shard leads.
+        let checked = site.brackfs(&["check"]).code(1);
+        assert!(checked.stderr.contains("1 file in 1 snapshot cannot be read"), "{checked}");
         let _mount = site.mount(&["latest"]);
         assert_eq!(fs::read(site.mnt().join("lost")).unwrap(), content);
     }

@@ -157,6 +157,13 @@ impl World {
         }
         self.as_host(&["prune", "--grace", "0", "--max-waste", "0"]).ok();
     }
+
+    /// Forgets all but the last snapshots, and removes all data that these do not need.
+    fn keep_last(&mut self, kept: usize) {
+        self.snapshots.drain(..self.snapshots.len() - kept);
+        self.as_host(&["forget", "--keep-last", &kept.to_string(), "--force"]).ok();
+        self.as_host(&["prune", "--grace", "0", "--max-waste", "0"]).ok();
+    }
 }
 
 #[test]
@@ -171,12 +178,12 @@ fn older_snapshots_read_what_was_lost_and_stored_again() {
             world.site.brackfs(&["restore", &id, "--to", world.site.path().join("lost").to_str().unwrap()]).code(1);
             world.change(7);
             let run = world.backup();
-            assert!(run.stderr.contains("stored again, also for the older snapshots"), "{what}: {run}");
+            assert!(run.stderr.contains("in the repository again, also for older snapshots"), "{what}: {run}");
             world.assert_whole(&what);
             // It is said once.
             world.change(8);
             let run = world.backup();
-            assert!(!run.stderr.contains("stored again"), "{what}: {run}");
+            assert!(!run.stderr.contains("in the repository again"), "{what}: {run}");
 
             // What was stored again stays as long as an older snapshot needs it, also if another snapshot does not.
             fs::remove_dir_all(world.site.source().join("large")).unwrap();
@@ -193,6 +200,59 @@ fn older_snapshots_read_what_was_lost_and_stored_again() {
             world.backup();
             world.assert_whole(&what);
         }
+    }
+}
+
+#[test]
+fn blocks_of_a_lost_carrier_are_stored_again() {
+    for loss in [Loss::Removed, Loss::Flipped] {
+        let mut world = World::new(&[]);
+        // Half of the first pack is not needed any more, and the rest is moved.
+        (0..6).for_each(|i| fs::remove_file(world.site.source().join(format!("large/{i}"))).unwrap());
+        world.backup();
+        let before = world.packs();
+        world.keep_last(1);
+        let carriers: Vec<_> =
+            world.packs().into_iter().filter(|pack| is_data(pack) && !before.contains(pack)).collect();
+        assert!(!carriers.is_empty());
+        world.change(3);
+        world.backup();
+        world.assert_whole("compacted");
+        world.lose(&carriers, loss);
+        assert_ne!(world.site.brackfs(&["check", "--read-data"]).code, 0);
+        world.change(4);
+        world.backup();
+        world.assert_whole(&format!("{loss:?}"));
+        // The new catalog does not rely on the damaged carrier.
+        world.as_host(&["catalog", "rebuild"]).ok();
+        fs::remove_dir_all(world.site.source().join("large")).unwrap();
+        world.backup();
+        world.snapshots.pop();
+        world.keep_first();
+        world.assert_whole(&format!("{loss:?}, rebuilt"));
+    }
+}
+
+#[test]
+fn a_check_says_whether_a_lost_pack_is_still_needed() {
+    for (loss, expected) in [
+        (Loss::Removed, "no snapshot needs it, since its data was stored again"),
+        (Loss::Truncated, "no snapshot needs what is damaged, since it was stored again; the rest may be needed"),
+        (Loss::Flipped, "no snapshot needs what is damaged, since it was stored again; the rest may be needed"),
+    ] {
+        let mut world = World::new(&[]);
+        let lost = world.first_data();
+        world.lose(&lost, loss);
+        if loss == Loss::Truncated {
+            // Its old content is in the part that is there.
+            let changed = world.site.write("large/0", "other");
+            set_time(&changed, AGED + 50, 0);
+        }
+        world.change(5);
+        world.backup();
+        world.assert_whole(&format!("{loss:?}"));
+        let checked = world.site.brackfs(&["check", "--read-data", "-v"]).ok();
+        assert_eq!(checked.stderr.matches(expected).count(), lost.len(), "{loss:?}: {checked}");
     }
 }
 

@@ -12,7 +12,7 @@ use super::options::{Reading, RunPolicy};
 use super::pipeline::Follower;
 use super::store::assembler::{AssembledTree, Assembler, ReadCounts};
 use super::store::frames::FinishedDirectory;
-use super::store::packer::StoredCounts;
+use super::store::packer::{Packer, StoredCounts};
 use super::summary::Summary;
 use super::walk::event::Event;
 use super::walk::scope::{Origin, Scope};
@@ -173,11 +173,6 @@ impl SnapshotPlan<'_> {
         })?;
         let row = self.row(&name, tree, walked);
         tree.nodes.commit_snapshot(&NewSnapshot { row, used, base }, self.source.row)?;
-        let healed = tree.nodes.blocks_mut().packer_mut().heal(self.stop)?;
-        if healed > 0 {
-            let chunks = count(healed, "lost chunk is", "lost chunks are");
-            self.monitor.note(&format!("{chunks} stored again, also for the older snapshots"));
-        }
         // The last packs are counted only now.
         let statistics = statistics(walked, &tree.counts, &tree.nodes.blocks().packer().counts());
         let Labels { host, paths, tags } = self.labels();
@@ -196,8 +191,28 @@ impl SnapshotPlan<'_> {
             program: concat!("brackfs ", env!("CARGO_PKG_VERSION")).into(),
             root,
         };
-        tree.nodes.blocks_mut().packer_mut().put_snapshot(&snapshot)?;
+        let packer = tree.nodes.blocks_mut().packer_mut();
+        packer.put_snapshot(&snapshot)?;
+        self.heal(packer);
+        packer.finish_snapshot(&snapshot)?;
         Ok(snapshot.name)
+    }
+
+    /// Lets older snapshots use what was stored of data that they have lost. The snapshot exists by now, so the run succeeds in
+    /// any case, and the next one tries again.
+    fn heal(&self, packer: &mut Packer<'_>) {
+        match packer.heal(self.stop) {
+            Ok(0) | Err(Error::Interrupted) => {}
+            Ok(chunks) => {
+                let chunks = count(chunks, "lost chunk is", "lost chunks are");
+                self.monitor.note(&format!("{chunks} in the repository again, also for older snapshots"));
+            }
+            Err(error) => {
+                let why =
+                    "older snapshots cannot yet read lost data that was stored again; the next backup tries again";
+                self.monitor.note(&format!("{why}: {error}"));
+            }
+        }
     }
 
     /// The time of the snapshot: the start of the run, unless another one was given.

@@ -57,6 +57,15 @@ impl Catalog {
 
     /// Adds the missing chunks of a pack whose blocks are in the catalog.
     pub fn restore_chunks(&self, pack: &IndexedPack) -> Result<(), Error> {
+        self.restore_chunks_if(pack, |_| Ok(true))
+    }
+
+    /// Adds the missing chunks of a pack for which a condition holds.
+    pub fn restore_chunks_if(
+        &self,
+        pack: &IndexedPack,
+        is_wanted: impl Fn(&Digest) -> Result<bool, Error>,
+    ) -> Result<(), Error> {
         let find = || {
             let select = "SELECT blocks.ordinal, blocks.id FROM packs birth JOIN blocks ON pack = birth.id
                  LEFT JOIN moves ON moves.block = blocks.id LEFT JOIN packs carriers ON carriers.id = carrier
@@ -68,12 +77,14 @@ impl Catalog {
         let ids = find().map_err(self.failed("look up blocks"))?;
         for indexed in &pack.blocks {
             let Some(block) = ids.get(&indexed.ordinal) else { continue };
-            let mut start = 0u32;
-            self.add_chunks(indexed.chunks.iter().map(|(digest, length)| {
-                let stored = Stored { digest: *digest, block: *block, start, length: *length };
+            let (mut start, mut wanted) = (0u32, Vec::new());
+            for (digest, length) in &indexed.chunks {
+                if is_wanted(digest)? {
+                    wanted.push(Stored { digest: *digest, block: *block, start, length: *length });
+                }
                 start = start.saturating_add(*length);
-                stored
-            }))?;
+            }
+            self.add_chunks(wanted.into_iter())?;
         }
         Ok(())
     }

@@ -231,28 +231,34 @@ impl Catalog {
     /// Records that a condemned pack was removed from the repository. Drops the blocks that were only in it; a pack without
     /// blocks is dropped too.
     pub fn remove_pack(&self, pack: PackRow) -> Result<(), Error> {
-        let execute = |sql: &str, values: &[i64]| -> rusqlite::Result<()> {
-            self.db.prepare_cached(sql)?.execute(rusqlite::params_from_iter(values)).map(drop)
+        // Born in it and not moved, or carried by it. A block that is carried also lies in its birth pack, unless that is gone.
+        let removed = || {
+            let mut statement = self.db.prepare_cached(
+                "SELECT id FROM blocks WHERE pack = ?1 AND NOT EXISTS (SELECT 1 FROM moves WHERE block = blocks.id)
+                 UNION ALL SELECT block FROM moves JOIN blocks ON blocks.id = block JOIN packs ON packs.id = pack
+                 WHERE carrier = ?1 AND condemned = ?2",
+            )?;
+            let rows = statement.query_map(params![pack.0, GONE], |row| Ok(row.get::<_, i64>(0)? as u64))?;
+            rows.collect::<rusqlite::Result<RoaringTreemap>>()
         };
+        let removed = removed().map_err(self.failed("remove a pack"))?;
+        self.drop_lost_chunks(&removed)?;
         let remove = || {
-            // Former birth packs whose last block may be in this one. Other blocks lie in their birth packs, too.
+            // Former birth packs whose last block may be in this one.
             let births = "SELECT DISTINCT packs.id FROM moves JOIN blocks ON blocks.id = block
                  JOIN packs ON packs.id = pack WHERE carrier = ? AND condemned = ?";
             let mut births = self.db.prepare_cached(births)?;
             let births = births.query_map(params![pack.0, GONE], |row| row.get(0))?;
             let births = births.collect::<rusqlite::Result<Vec<i64>>>()?;
-            let carried = "DELETE FROM blocks WHERE id IN (SELECT block FROM moves JOIN blocks ON blocks.id = block
-                 JOIN packs ON packs.id = pack WHERE carrier = ? AND condemned = ?)";
-            execute(carried, &[pack.0, GONE])?;
-            execute("DELETE FROM moves WHERE carrier = ?", &[pack.0])?;
-            let dead = "DELETE FROM blocks WHERE pack = ? AND NOT EXISTS (SELECT 1 FROM moves WHERE block = blocks.id)";
-            execute(dead, &[pack.0])?;
-            execute("UPDATE packs SET condemned = ? WHERE id = ?", &[GONE, pack.0])?;
+            let execute = |sql: &str, id: i64| self.db.prepare_cached(sql)?.execute([id]).map(drop);
+            execute("DELETE FROM moves WHERE carrier = ?", pack.0)?;
+            removed.iter().try_for_each(|block| execute("DELETE FROM blocks WHERE id = ?", block as i64))?;
+            let gone = "UPDATE packs SET condemned = ? WHERE id = ?";
+            self.db.prepare_cached(gone)?.execute(params![GONE, pack.0])?;
             let empty = "DELETE FROM packs WHERE id = ? AND NOT EXISTS (SELECT 1 FROM blocks WHERE pack = packs.id)";
-            births.into_iter().chain([pack.0]).try_for_each(|birth| execute(empty, &[birth]))
+            births.into_iter().chain([pack.0]).try_for_each(|birth| execute(empty, birth))
         };
         remove().map_err(self.failed("remove a pack"))?;
-        self.drop_removed_places()?;
         self.set_tombstones_stale()
     }
 

@@ -20,9 +20,6 @@ use super::sums::{RowSum, Sum};
 use crate::format::pack::IndexedPack;
 use crate::format::{Digest, PackId};
 
-/// Rows that are changed at once.
-const PAGE: i64 = 512;
-
 /// The new place of a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct NewPlace {
@@ -34,21 +31,30 @@ pub(super) struct NewPlace {
     pub(super) start: u32,
 }
 
-/// The key of a row.
+/// A row: a lost chunk, and its new place.
 struct LostChunk {
+    /// The lost block.
     lost: i64,
     digest: Digest,
+    place: Option<(BlockId, u32)>,
 }
 
+/// The columns that [`LostChunk::read`] reads.
+const COLUMNS: &str =
+    "lost_block, lost_chunks.head, lost_chunks.digest, lost_chunks.block, lost_chunks.start, lost_chunks.sum";
+
 impl LostChunk {
+    /// `None` if the row does not match its checksum.
     fn read(row: &Row<'_>) -> rusqlite::Result<Option<Self>> {
         let bytes = [&row.get::<_, i64>(1)?.to_be_bytes(), row.get_ref(2)?.as_blob()?].concat();
-        let lost = row.get(0)?;
-        Ok(Digest::from_slice(&bytes).map(|digest| LostChunk { lost, digest }))
+        let place = row.get::<_, Option<i64>>(3)?.zip(row.get(4)?).map(|(block, start)| (BlockId(block as u64), start));
+        let Some(digest) = Digest::from_slice(&bytes) else { return Ok(None) };
+        let chunk = LostChunk { lost: row.get(0)?, digest, place };
+        Ok(if chunk.sum().is_in(row, 5)? { Some(chunk) } else { None })
     }
 
-    fn sum(&self, place: Option<(BlockId, u32)>) -> RowSum {
-        let (block, start) = place.map_or((-1, -1), |(BlockId(block), start)| (block as i64, start.into()));
+    fn sum(&self) -> RowSum {
+        let (block, start) = self.place.map_or((-1, -1), |(BlockId(block), start)| (block as i64, start.into()));
         Sum::of("lost_chunks").number(self.lost).bytes(&self.digest.0).number(block).number(start).value()
     }
 }
@@ -77,8 +83,8 @@ impl Catalog {
             for block in &pack.blocks {
                 let Some(lost) = lost.get(&block.ordinal) else { continue };
                 for (digest, _) in &block.chunks {
-                    let chunk = LostChunk { lost: *lost, digest: *digest };
-                    insert.execute(params![lost, digest.head(), tail(digest), chunk.sum(None)])?;
+                    let chunk = LostChunk { lost: *lost, digest: *digest, place: None };
+                    insert.execute(params![lost, digest.head(), tail(digest), chunk.sum()])?;
                 }
             }
             Ok(())
@@ -98,74 +104,81 @@ impl Catalog {
     /// Looks for lost chunks among those that can be used, whose packs must be stored. Returns how many were found that had no
     /// place before.
     pub fn place_lost_chunks(&self) -> Result<u64, Error> {
-        let mut found = 0;
+        let (mut found, mut head) = (0, i64::MIN);
         loop {
+            // Rows with places are not found again, so those with the last head of a page are complete on the next one.
             let page = self.lost_chunks(
                 "JOIN chunks ON chunks.head = lost_chunks.head AND chunks.digest = lost_chunks.digest
-                 WHERE lost_chunks.block IS NULL",
+                 WHERE lost_chunks.block IS NULL AND lost_chunks.head >= ? ORDER BY lost_chunks.head LIMIT 512",
+                head,
             )?;
-            for chunk in &page {
-                let stored = self.chunk(&chunk.digest)?.ok_or_else(|| self.damaged("a chunk is listed twice"))?;
-                self.set_place(chunk, Some((stored.block, stored.start)))?;
-            }
+            let Some(last) = page.last() else { return Ok(found) };
+            head = last.digest.head();
             found += page.len() as u64;
-            if page.is_empty() {
-                return Ok(found);
+            for chunk in page {
+                let stored = self.chunk(&chunk.digest)?.ok_or_else(|| self.wrong_row())?;
+                self.set_place(LostChunk { place: Some((stored.block, stored.start)), ..chunk })?;
             }
         }
     }
 
-    /// Drops places in packs that are about to be condemned.
-    pub(super) fn drop_marked_places(&self) -> Result<(), Error> {
-        self.drop_places(
-            "WHERE lost_chunks.block IN (
-                 SELECT blocks.id FROM packs JOIN blocks ON pack = packs.id
-                 WHERE condemned = 2 AND NOT EXISTS (SELECT 1 FROM moves WHERE block = blocks.id)
-                 UNION ALL SELECT block FROM packs JOIN moves ON carrier = packs.id WHERE condemned = 2)",
-        )
-    }
-
-    /// Drops rows of blocks that were removed, and places in such blocks.
-    pub(super) fn drop_removed_places(&self) -> Result<(), Error> {
-        let delete = "DELETE FROM lost_chunks WHERE NOT EXISTS (SELECT 1 FROM blocks WHERE id = lost_block)";
-        self.db.execute(delete, []).map_err(self.failed("drop lost chunks"))?;
-        self.drop_places("WHERE block IS NOT NULL AND NOT EXISTS (SELECT 1 FROM blocks WHERE id = lost_chunks.block)")
-    }
-
-    fn drop_places(&self, condition: &str) -> Result<(), Error> {
-        loop {
-            let page = self.lost_chunks(condition)?;
-            page.iter().try_for_each(|chunk| self.set_place(chunk, None))?;
-            if page.is_empty() {
-                return Ok(());
-            }
+    /// Drops places in blocks that are lost.
+    pub(super) fn drop_places(&self, lost: &RoaringTreemap) -> Result<(), Error> {
+        if !self.has_lost_chunks()? {
+            return Ok(());
         }
+        for block in lost {
+            let places = self.lost_chunks("WHERE block = ?", block as i64)?;
+            places.into_iter().try_for_each(|chunk| self.set_place(LostChunk { place: None, ..chunk }))?;
+        }
+        Ok(())
     }
 
-    /// Some rows for which a condition holds.
-    fn lost_chunks(&self, condition: &str) -> Result<Vec<LostChunk>, Error> {
+    /// Drops the chunks of blocks that are removed, and places in them.
+    pub(super) fn drop_lost_chunks(&self, removed: &RoaringTreemap) -> Result<(), Error> {
+        if !self.has_lost_chunks()? {
+            return Ok(());
+        }
+        self.drop_places(removed)?;
+        for block in removed {
+            let drop =
+                || self.db.prepare_cached("DELETE FROM lost_chunks WHERE lost_block = ?")?.execute([block as i64]);
+            drop().map_err(self.failed("drop lost chunks"))?;
+        }
+        Ok(())
+    }
+
+    fn has_lost_chunks(&self) -> Result<bool, Error> {
+        let found = self.db.query_row("SELECT EXISTS (SELECT 1 FROM lost_chunks)", [], |row| row.get(0));
+        found.map_err(self.failed("look up lost chunks"))
+    }
+
+    /// The rows for which a condition with one value holds.
+    fn lost_chunks(&self, condition: &str, value: i64) -> Result<Vec<LostChunk>, Error> {
         let find = || {
-            let select = "SELECT lost_block, lost_chunks.head, lost_chunks.digest FROM lost_chunks";
-            let mut statement = self.db.prepare_cached(&format!("{select} {condition} LIMIT {PAGE}"))?;
-            statement.query_map([], LostChunk::read)?.collect::<rusqlite::Result<Option<Vec<_>>>>()
+            let mut statement = self.db.prepare_cached(&format!("SELECT {COLUMNS} FROM lost_chunks {condition}"))?;
+            statement.query_map([value], LostChunk::read)?.collect::<rusqlite::Result<Option<Vec<_>>>>()
         };
         find().map_err(self.failed("look up lost chunks"))?.ok_or_else(|| self.wrong_row())
     }
 
-    fn set_place(&self, chunk: &LostChunk, place: Option<(BlockId, u32)>) -> Result<(), Error> {
+    /// Whether a chunk is lost, and has no new place.
+    pub fn is_lost(&self, digest: &Digest) -> Result<bool, Error> {
+        let find = || {
+            let find = "SELECT EXISTS (SELECT 1 FROM lost_chunks WHERE head = ? AND digest = ? AND block IS NULL)";
+            self.db.prepare_cached(find)?.query_row(params![digest.head(), tail(digest)], |row| row.get(0))
+        };
+        find().map_err(self.failed("look up lost chunks"))
+    }
+
+    /// Records the place of a chunk, or that it has none.
+    fn set_place(&self, chunk: LostChunk) -> Result<(), Error> {
         let set = || {
+            let (block, start) = chunk.place.map(|(BlockId(block), start)| (block as i64, start)).unzip();
+            let (head, tail) = (chunk.digest.head(), tail(&chunk.digest));
             let update =
                 "UPDATE lost_chunks SET block = ?, start = ?, sum = ? WHERE lost_block = ? AND head = ? AND digest = ?";
-            let (block, start) = (place.map(|(BlockId(block), _)| block as i64), place.map(|(_, start)| start));
-            let digest = &chunk.digest;
-            self.db.prepare_cached(update)?.execute(params![
-                block,
-                start,
-                chunk.sum(place),
-                chunk.lost,
-                digest.head(),
-                tail(digest)
-            ])?;
+            self.db.prepare_cached(update)?.execute(params![block, start, chunk.sum(), chunk.lost, head, tail])?;
             let mark = "INSERT OR IGNORE INTO dirty_shards
                  SELECT substr(uuid, 1, 1) FROM blocks JOIN packs ON packs.id = pack WHERE blocks.id = ?";
             self.db.prepare_cached(mark)?.execute([chunk.lost])
@@ -183,8 +196,8 @@ impl Catalog {
 
     /// Adds the new places of the chunks of lost blocks in `live`.
     pub(super) fn add_places(&self, live: &mut RoaringTreemap) -> Result<(), Error> {
-        self.each_place("", &[], &mut |lost, _, block, _| {
-            if live.contains(lost) {
+        self.each_lost_chunk("WHERE block IS NOT NULL", &[], &mut |LostChunk { lost, place, .. }| {
+            if let Some((block, _)) = place.filter(|_| live.contains(lost as u64)) {
                 live.insert(block.0);
             }
         })
@@ -193,41 +206,39 @@ impl Catalog {
     /// The new places of chunks of packs whose ids begin with `prefix`, by pack and digest. Of several places of a chunk in one
     /// pack, there is one.
     pub(super) fn new_places(&self, prefix: u8) -> Result<Vec<NewPlace>, Error> {
+        let mut found = Vec::new();
+        if !self.has_lost_chunks()? {
+            return Ok(found);
+        }
         let (mut first, mut last) = ([0; 16], [0xff; 16]);
         (first[0], last[0]) = (prefix, prefix);
-        let mut found = Vec::new();
-        let of_prefix =
-            "AND lost_block IN (SELECT blocks.id FROM packs JOIN blocks ON pack = packs.id WHERE uuid BETWEEN ? AND ?)";
-        self.each_place(of_prefix, &[first, last], &mut |lost, digest, block, start| {
-            found.push((lost, digest, block, start));
-        })?;
-        let with_birth = |(lost, digest, block, start)| {
-            Ok(NewPlace { birth: self.location(BlockId(lost))?.pack, digest, block, start })
-        };
-        let mut places = found.into_iter().map(with_birth).collect::<Result<Vec<_>, Error>>()?;
-        places.sort_unstable_by_key(|place| (place.birth, place.digest.0));
-        places.dedup_by_key(|place| (place.birth, place.digest.0));
-        Ok(places)
+        let mut chunks = Vec::new();
+        let of_prefix = "WHERE block IS NOT NULL AND lost_block IN
+             (SELECT blocks.id FROM packs JOIN blocks ON pack = packs.id WHERE uuid BETWEEN ? AND ?)";
+        self.each_lost_chunk(of_prefix, &[first, last], &mut |chunk| chunks.push(chunk))?;
+        for LostChunk { lost, digest, place } in chunks {
+            let Some((block, start)) = place else { continue };
+            found.push(NewPlace { birth: self.location(BlockId(lost as u64))?.pack, digest, block, start });
+        }
+        found.sort_unstable_by_key(|place| (place.birth, place.digest.0));
+        found.dedup_by_key(|place| (place.birth, place.digest.0));
+        Ok(found)
     }
 
-    /// Calls `found` with a lost block, the digest of a chunk in it, and its new block and offset there.
-    fn each_place(
+    /// Calls `found` with each row for which a condition holds.
+    fn each_lost_chunk(
         &self,
         condition: &str,
         values: &[[u8; 16]],
-        found: &mut dyn FnMut(u64, Digest, BlockId, u32),
+        found: &mut dyn FnMut(LostChunk),
     ) -> Result<(), Error> {
         let mut read = || -> rusqlite::Result<bool> {
-            let select = "SELECT lost_block, head, digest, block, start, sum FROM lost_chunks WHERE block IS NOT NULL";
-            let mut statement = self.db.prepare_cached(&format!("{select} {condition}"))?;
+            let mut statement = self.db.prepare_cached(&format!("SELECT {COLUMNS} FROM lost_chunks {condition}"))?;
             let mut rows = statement.query(params_from_iter(values))?;
             while let Some(row) = rows.next()? {
-                let (block, start) = (BlockId(row.get::<_, i64>(3)? as u64), row.get(4)?);
                 match LostChunk::read(row)? {
-                    Some(chunk) if chunk.sum(Some((block, start))).is_in(row, 5)? => {
-                        found(chunk.lost as u64, chunk.digest, block, start);
-                    }
-                    _ => return Ok(false),
+                    Some(chunk) => found(chunk),
+                    None => return Ok(false),
                 }
             }
             Ok(true)
@@ -239,17 +250,25 @@ impl Catalog {
     }
 
     fn wrong_row(&self) -> Error {
-        self.damaged("the place of a lost chunk does not match its checksum")
+        self.damaged("a lost chunk does not match its checksum")
+    }
+
+    /// Fails if a row is damaged.
+    pub fn check_lost_chunks(&self) -> Result<(), Error> {
+        self.each_lost_chunk("", &[], &mut |_| ())
     }
 
     /// Forgets all rows if one of them is damaged. They are found in indexes again.
     pub(super) fn mend_lost_chunks(&self) -> Result<(), Error> {
-        if let Err(Error::Damaged { .. }) = self.each_place("", &[], &mut |_, _, _, _| ()) {
-            for sql in ["DELETE FROM lost_chunks", "UPDATE packs SET searched = 0"] {
-                self.db.execute(sql, []).map_err(self.failed("drop lost chunks"))?;
+        match self.check_lost_chunks() {
+            Err(Error::Damaged { .. }) => {
+                for sql in ["DELETE FROM lost_chunks", "UPDATE packs SET searched = 0"] {
+                    self.db.execute(sql, []).map_err(self.failed("drop lost chunks"))?;
+                }
+                Ok(())
             }
+            other => other,
         }
-        Ok(())
     }
 }
 

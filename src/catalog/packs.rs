@@ -154,7 +154,7 @@ impl Catalog {
         let (condemned, gone) = count().map_err(self.failed("condemn packs"))?;
         if condemned.packs > 0 {
             self.drop_claims_on(&gone)?;
-            self.drop_marked_places()?;
+            self.drop_places(&gone)?;
             let done = self.db.execute("UPDATE packs SET condemned = 1 WHERE condemned = 2", []);
             done.map_err(self.failed("condemn packs"))?;
         }
@@ -200,6 +200,15 @@ impl Catalog {
         let find = || {
             let mut statement = self.db.prepare_cached(&format!("{KNOWN_PACK} FROM packs WHERE uuid = ?"))?;
             statement.query_row([id.as_bytes()], known_pack).optional()
+        };
+        find().map_err(self.failed("look up a pack"))?.map(|pack| self.checked(pack)).transpose()
+    }
+
+    /// The pack with this id if new snapshots may refer to it.
+    pub fn usable_pack(&self, id: PackId) -> Result<Option<KnownPack>, Error> {
+        let find = || {
+            let select = format!("{KNOWN_PACK} FROM packs WHERE uuid = ? AND condemned = 0");
+            self.db.prepare_cached(&select)?.query_row([id.as_bytes()], known_pack).optional()
         };
         find().map_err(self.failed("look up a pack"))?.map(|pack| self.checked(pack)).transpose()
     }

@@ -220,7 +220,7 @@ impl FileCheck<'_> {
         if let Err(error) = check_location(self.packs, at) {
             // Without a copy in an index, a shard that names one is false.
             let is_copied = match located {
-                Located::Listed(place) => !self.packs.is_gone(place.row) || self.packs.carried.has(place.number),
+                Located::Listed(place) => self.packs.carried.has(place.number),
                 Located::Differs(_) | Located::Unlisted => true,
             };
             let is_there = |place: &BlockLocation| is_copied && check_location(self.packs, place).is_ok();

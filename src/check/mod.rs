@@ -193,7 +193,7 @@ struct Checker<'a> {
     visited: Visited,
     /// Packs that cannot be read.
     lost: BTreeMap<PackId, LostPack>,
-    /// Packs with chunks that were lost and stored again.
+    /// Packs and carriers with chunks that were lost and stored again.
     restored: BTreeSet<PackId>,
     /// Whether a part of a tree was not checked, because it cannot be read or the check ended early.
     is_cut: bool,
@@ -329,17 +329,23 @@ impl<'a> Checker<'a> {
     /// Reports the packs that are missing, have another length, or are damaged, each with what needs it.
     fn lost_packs(&mut self) {
         for (pack, lost) in std::mem::take(&mut self.lost) {
-            let needed = lost.needed(self.is_cut);
-            let is_replaced = !self.is_cut && lost.is_unneeded() && self.restored.contains(&pack);
+            let (needed, is_unneeded) = (lost.needed(self.is_cut), lost.is_unneeded());
             let mut flaw = lost.flaw.unwrap_or_else(|| "it is missing or damaged".to_owned());
             if lost.others > 0 {
-                flaw = format!("{flaw}, and {} more", monitor::count(lost.others, "defect", "defects"));
+                let others = monitor::count(lost.others, "more block is not", "more blocks are not");
+                flaw = format!("{flaw}; {others} either");
             }
-            let (object, why) = (name::pack(pack), format!("{flaw}; {needed}"));
-            if is_replaced {
-                self.monitor.note(&format!("{object}: {why}, since its data was stored again"));
+            let (object, is_there) =
+                (name::pack(pack), self.packs.find(pack).is_some_and(|row| self.packs.length(row).is_some()));
+            if !self.is_cut && is_unneeded && self.restored.contains(&pack) {
+                let consequence = match is_there {
+                    true => "no snapshot needs what is damaged, since it was stored again; the rest may be needed",
+                    false => "no snapshot needs it, since its data was stored again",
+                };
+                self.report.note(format!("{object}: {flaw}; {consequence}"));
                 continue;
             }
+            let why = format!("{flaw}; {needed}");
             match lost.is_damaged {
                 true => self.problem(Path::new(&object), &why),
                 false => self.report.doubt(Path::new(&object), why),

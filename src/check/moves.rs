@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::content::check_location;
+use super::record::PackRecord;
 use super::{Checker, Error};
 use crate::failure::{Failure, FailureKind};
 use crate::format::id::ObjectId;
 use crate::format::moved::Moved;
-use crate::format::{BlockLocation, PackId, name};
+use crate::format::{BlockLocation, ChunkRef, PackId, name};
 use crate::monitor;
 use crate::reader;
 use crate::repository::Access;
@@ -70,6 +71,7 @@ impl Checker<'_> {
                 }
             }
         }
+        self.restored_carriers()?;
         self.last_shards = last.into_iter().map(|(prefix, (_, id))| (prefix, id)).collect();
         let mut shard: Option<(u8, Option<Moved>)> = None;
         for row in 0..self.packs.len() {
@@ -98,6 +100,37 @@ impl Checker<'_> {
         }
     }
 
+    /// Whether an index has this chunk in this block.
+    fn has_chunk(&mut self, place: &BlockLocation, chunk: &ChunkRef) -> Result<bool, Error> {
+        let Some(row) = self.packs.find(place.pack).filter(|row| !self.packs.is_misfit(*row)) else { return Ok(false) };
+        let Some(record) = self.packs.record(row)? else { return Ok(false) };
+        let Some(carried) = record.carried_at(place.offset).filter(|carried| carried.length == place.length) else {
+            return Ok(record.find(place, chunk).is_some());
+        };
+        let Some(row) = self.packs.find(carried.birth) else { return Ok(false) };
+        let Some(birth) = self.packs.record(row)? else { return Ok(false) };
+        let Some(block) = birth.block(carried.ordinal) else { return Ok(false) };
+        let born = BlockLocation { pack: carried.birth, offset: block.offset, length: block.length };
+        Ok(birth.find(&born, chunk).is_some())
+    }
+
+    /// Adds the carriers to `restored` that have blocks of packs in it.
+    fn restored_carriers(&mut self) -> Result<(), Error> {
+        if self.restored.is_empty() {
+            return Ok(());
+        }
+        let mut carriers = Vec::new();
+        for row in 0..self.packs.len() {
+            let is_restored =
+                |record: PackRecord| record.carried.iter().any(|block| self.restored.contains(&block.birth));
+            if self.packs.load_carrier(row)?.is_some_and(is_restored) {
+                carriers.extend(self.packs.id(row));
+            }
+        }
+        self.restored.extend(carriers);
+        Ok(())
+    }
+
     /// Checks that a shard says where the blocks of a pack are that was removed or damaged, and notes which chunks of it
     /// were stored again.
     fn lost(&mut self, row: usize, birth: PackId, moved: Option<&Moved>) -> Result<(), Error> {
@@ -121,7 +154,11 @@ impl Checker<'_> {
             wrong += u64::from(self.packs.carried.has(first) && !is_there && !chunks.is_empty());
             for (number, chunk) in (first..).zip(chunks) {
                 let restored = moved.and_then(|moved| moved.restored_chunk(birth, &chunk.digest));
-                if restored.is_some_and(|(place, _)| check_location(&self.packs, &place).is_ok()) {
+                if let Some((place, start)) = restored
+                    && check_location(&self.packs, &place).is_ok()
+                    && self
+                        .has_chunk(&place, &ChunkRef { digest: chunk.digest, block: 0, start, length: chunk.length })?
+                {
                     self.packs.carried.insert(number);
                 }
             }

@@ -61,7 +61,7 @@ pub(super) struct RebuildArgs {
 /// chunks and directories refer to existing blocks; snapshots exist and use known blocks. Packs are read only with
 /// --read-data.
 ///
-/// Problems are reported, and nothing is changed. If there are any, the exit code is 1; `brackfs catalog rebuild` then makes
+/// Problems are reported, and nothing is changed without --read-data. If there are any, the exit code is 1; `brackfs catalog rebuild` then makes
 /// a catalog that agrees with the repository. While a backup is running, objects it is writing may be reported as missing.
 ///
 /// With --read-data, the catalog learns which packs are lost or damaged. The next backup stores their data again if it is still

@@ -13,29 +13,36 @@ impl Inventory<'_> {
     pub fn place_lost_chunks(&self, catalog: &Catalog) -> Result<u64, Error> {
         let lost = catalog.unsearched_losses()?;
         if !lost.is_empty() {
-            self.each_index(&mut |index| {
-                Ok(index.packs.iter().try_for_each(|pack| catalog.note_lost_chunks(pack))?)
+            let all_read = self.each_index(&mut |index| {
+                index.packs.iter().try_for_each(|pack| catalog.note_lost_chunks(pack))?;
+                Ok(())
             })?;
             // A chunk may be in two packs, of which the catalog knew only the one that is lost.
-            self.each_index(&mut |index| Ok(index.packs.iter().try_for_each(|pack| catalog.restore_chunks(pack))?))?;
-            catalog.set_searched(&lost)?;
+            self.each_index(&mut |index| {
+                for pack in &index.packs {
+                    catalog.restore_chunks_if(pack, |chunk| catalog.is_lost(chunk))?;
+                }
+                Ok(())
+            })?;
+            if all_read {
+                catalog.set_searched(&lost)?;
+            }
         }
         Ok(catalog.place_lost_chunks()?)
     }
 
-    /// Calls `act` with each index that this machine can use.
-    fn each_index(&self, act: &mut dyn FnMut(Index) -> Result<(), Error>) -> Result<(), Error> {
+    /// Calls `act` with each index that this machine can read. Returns whether all indexes of this machine were read; the lost
+    /// chunks may be in one that was not.
+    fn each_index(&self, act: &mut dyn FnMut(Index) -> Result<(), Error>) -> Result<bool, Error> {
+        let mut all_read = true;
         for id in self.indexes()? {
             self.check_interrupted()?;
             match self.access.index(self.repository, id) {
                 Ok(index) => act(index)?,
-                Err(error) if error.kind() == FailureKind::Unavailable && !is_foreign(&error) => {
-                    return Err(error.into());
-                }
-                // Without it, some chunks are not found, and stored again if they are at the source.
-                Err(_) => {}
+                Err(error) if error.kind() == FailureKind::Unavailable => return Err(error.into()),
+                Err(error) => all_read &= is_foreign(&error),
             }
         }
-        Ok(())
+        Ok(all_read)
     }
 }

@@ -133,12 +133,12 @@ impl Inventory<'_> {
         Ok(found)
     }
 
-    /// Reads these packs, and condemns those that are damaged.
+    /// Reads those of these packs that new snapshots may refer to, and condemns damaged ones.
     pub(super) fn condemn_damaged(&self, catalog: &Catalog, packs: BTreeSet<PackId>) -> Result<(), Error> {
         let mut damaged = Vec::new();
         for id in packs {
             self.check_interrupted()?;
-            if let Some(pack) = catalog.known_pack(id)?
+            if let Some(pack) = catalog.usable_pack(id)?
                 && let PackCheck::Damaged(why) = self.check_pack(&pack, true)?
             {
                 self.report(&pack, &why);

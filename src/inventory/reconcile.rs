@@ -290,8 +290,8 @@ impl Inventory<'_> {
         Ok(())
     }
 
-    /// Adds shards of moves to the catalog. Where blocks lie is in the indexes. Packs that had lost chunks are read, and
-    /// condemned if they are damaged.
+    /// Adds shards of moves to the catalog. Where blocks lie is in the indexes. Packs and carriers that had lost chunks are read,
+    /// and condemned if they are damaged: the catalog must not rely on them again.
     fn learn_shards(&self, catalog: &Catalog) -> Result<(), Error> {
         let mut doubtful = BTreeSet::new();
         for object in self.repository.target().list(name::MOVED)? {
@@ -299,7 +299,11 @@ impl Inventory<'_> {
             self.check_interrupted()?;
             if let Ok(moved) = self.access.moved(self.repository, prefix, id) {
                 catalog.add_document(Folder::Moved(prefix), id, moved.generation, &moved.replaces)?;
-                doubtful.extend(moved.restored.iter().map(|(birth, _)| *birth));
+                for (birth, _) in &moved.restored {
+                    doubtful.insert(*birth);
+                    let ranges = moved.ranges.iter().filter(|(of, _)| of == birth).flat_map(|(_, ranges)| ranges);
+                    doubtful.extend(ranges.filter_map(|range| moved.carriers.get(range.carrier as usize)));
+                }
             }
         }
         self.condemn_damaged(catalog, doubtful)

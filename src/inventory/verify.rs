@@ -163,6 +163,9 @@ impl Inventory<'_> {
             }
             Err(error) => problem(path, &error.to_string()),
         }
+        if let Err(error) = catalog.check_lost_chunks() {
+            problem(path, &error.to_string());
+        }
         let lost_packs = catalog.lost_packs()?;
         Ok(Verified { packs, lost_packs, blocks: usable.len(), chunks, snapshots, ..found })
     }

@@ -40,7 +40,8 @@ pub fn check_part(
     stop: &AtomicBool,
 ) -> Result<PartCheck, Error> {
     let _span = debug_span!("check").entered();
-    let (mut whole, mut left): (PartCheck, Option<u64>) = (PartCheck::default(), None);
+    // The bytes that are left to read, and those of all packs at that time.
+    let (mut whole, mut left): (PartCheck, Option<(u64, u64)>) = (PartCheck::default(), None);
     loop {
         let wait = if left.is_none() { wait } else { LockWait { longest: Duration::MAX, ..wait } };
         let lock = super::lock(state, wait, Priority::Low, monitor, stop)?;
@@ -50,7 +51,8 @@ pub fn check_part(
         let (_session, mut catalog) = Session::open(repository, &lock, key, checks, &mut 0, monitor, stop)?;
         let inventory = Inventory { repository, access: &access, monitor, stop };
         let bytes = match left {
-            Some(left) => left,
+            // Packs of other runs come in addition.
+            Some((left, total)) => left + catalog.pack_bytes()?.saturating_sub(total),
             None => {
                 let found = inventory.verify(&catalog, state, &host)?;
                 whole.problems = found.problems;
@@ -79,6 +81,6 @@ pub fn check_part(
             return Ok(whole);
         }
         monitor.note("another run waits for the lock; the check goes on after it");
-        left = Some(rest);
+        left = Some((rest, catalog.pack_bytes()?));
     }
 }

@@ -165,8 +165,8 @@ impl<'s> Publisher<'s> {
         self.commit_catalog()
     }
 
-    /// Lets older snapshots use what was stored of data that they have lost. Returns the number of chunks that they can read
-    /// again. No pack may be pending.
+    /// Lets older snapshots use what was stored of data that they have lost. Returns the number of chunks that got places. No
+    /// pack may be pending.
     pub fn heal(&mut self, monitor: &dyn Monitor, stop: &AtomicBool) -> Result<u64, Error> {
         self.expect_stored()?;
         let (repository, access) = (self.session.repository(), self.session.access());
@@ -181,7 +181,7 @@ impl<'s> Publisher<'s> {
         if self.has_pending_packs() { Err(Error::Internal("a pack was not stored before a commit")) } else { Ok(()) }
     }
 
-    /// Writes the snapshot itself, last of all, and notes that it exists.
+    /// Writes the snapshot itself, last of all.
     ///
     /// Fails if another run began in the meantime, and withdraws the snapshot then if that run has condemned or removed a
     /// pack that it uses. A prune lists documents after it is announced, but listings of some targets are late.
@@ -199,9 +199,13 @@ impl<'s> Publisher<'s> {
             }
             other => other?,
         }
-        self.set_there(snapshot.name.id, snapshot.statistics.stored_bytes)?;
         debug!("snapshot published");
         Ok(())
+    }
+
+    /// Notes that a snapshot exists which was put, and that the run is done.
+    pub fn finish_snapshot(&mut self, snapshot: &Snapshot) -> Result<(), Error> {
+        self.set_there(snapshot.name.id, snapshot.statistics.stored_bytes)
     }
 
     /// Whether the repository has all packs that a snapshot of the catalog uses.

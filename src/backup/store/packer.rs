@@ -146,9 +146,14 @@ impl<'a> Packer<'a> {
         Ok(self.publisher.commit_snapshot(snapshot, source, self.counts.pack_bytes())?)
     }
 
-    /// Writes the snapshot itself, last of all, and notes that it exists.
+    /// Writes the snapshot itself, last of all.
     pub(in crate::backup) fn put_snapshot(&mut self, snapshot: &Snapshot) -> Result<(), Error> {
         Ok(self.publisher.put_snapshot(snapshot)?)
+    }
+
+    /// Notes that a snapshot exists which was put, and that the run is done.
+    pub(in crate::backup) fn finish_snapshot(&mut self, snapshot: &Snapshot) -> Result<(), Error> {
+        Ok(self.publisher.finish_snapshot(snapshot)?)
     }
 
     /// Stores the packs that are being filled, however small they are, and waits for them.
