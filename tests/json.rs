@@ -172,6 +172,7 @@ fn all_lines() -> Seen {
     seen.run(&site, "check", &["--read-data"], 0);
     seen.run(&site, "stats", &[], 0);
     seen.run(&site, "catalog verify", &[], 0);
+    seen.run(&site, "catalog verify", &["--read-data"], 0);
     seen.run(&site, "recipients list", &[], 0);
     seen.run(&site, "recipients update", &["keys/owner.pub"], 0);
     seen.run(&site, "hold", &["source/latest"], 0);

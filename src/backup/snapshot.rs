@@ -115,7 +115,7 @@ impl SnapshotPlan<'_> {
         }
         if let Some(why) = refusal {
             // The catalog goes on from the last snapshot, and stored content is not stored again.
-            tree.nodes.keep_stored()?;
+            self.keep_stored(tree)?;
             self.monitor.main_problem(self.scope.root(), &why);
             walked.problems += 1;
             let stored = tree.nodes.blocks().packer().counts();
@@ -123,7 +123,7 @@ impl SnapshotPlan<'_> {
         }
         let snapshot = if is_same && self.policy.skip_if_unchanged && previous.is_some() {
             tree.nodes.catalog().link_directories(&[tree.root.id])?;
-            tree.nodes.keep_stored()?;
+            self.keep_stored(tree)?;
             None
         } else {
             Some(self.write(tree, &walked, previous.map(|row| row.name.id), base)?)
@@ -198,8 +198,15 @@ impl SnapshotPlan<'_> {
         Ok(snapshot.name)
     }
 
-    /// Lets older snapshots use what was stored of data that they have lost. The snapshot exists by now, so the run succeeds in
-    /// any case, and the next one tries again.
+    /// Ends a run that makes no snapshot.
+    fn keep_stored(&self, tree: &mut AssembledTree<'_>) -> Result<(), Error> {
+        tree.nodes.commit()?;
+        self.heal(tree.nodes.blocks_mut().packer_mut());
+        tree.nodes.keep_stored()
+    }
+
+    /// Makes lost data that was stored again readable in older snapshots. All that the run has made is safe by now, so an error is
+    /// only noted; the next run tries again.
     fn heal(&self, packer: &mut Packer<'_>) {
         match packer.heal(self.stop) {
             Ok(0) | Err(Error::Interrupted) => {}

@@ -292,7 +292,7 @@ impl Catalog {
         let (mut first, mut last) = ([0; 16], [0xff; 16]);
         (first[0], last[0]) = (prefix, prefix);
         let mut moved = Moved::default();
-        let mut numbers = HashMap::<PackId, u32>::new();
+        let mut numbers = CarrierNumbers::default();
         let mut read = || -> Result<(), rusqlite::Error> {
             let mut statement = self.db.prepare(select)?;
             let mut rows = statement.query([first, last])?;
@@ -303,11 +303,7 @@ impl Catalog {
                 let ((Ok(birth), Ok(carrier)), true) = (ids, sum.agrees(row, 5)?) else {
                     return Err(rusqlite::Error::InvalidQuery);
                 };
-                let next = moved.carriers.len() as u32;
-                let number = *numbers.entry(carrier).or_insert(next);
-                if number == next {
-                    moved.carriers.push(carrier);
-                }
+                let number = numbers.of(carrier, &mut moved.carriers);
                 let (from, to) = (row.get::<_, i64>(1)? as u64, row.get::<_, i64>(4)? as u64);
                 let range = MovedRange { from, length: row.get::<_, i64>(2)? as u64, carrier: number, to };
                 if moved.ranges.last().is_none_or(|(last, _)| *last != birth) {
@@ -334,11 +330,7 @@ impl Catalog {
         }
         for NewPlace { birth, digest, block, start } in self.new_places(prefix)? {
             let BlockLocation { pack, offset, length } = self.place(block)?;
-            let next = moved.carriers.len() as u32;
-            let carrier = *numbers.entry(pack).or_insert(next);
-            if carrier == next {
-                moved.carriers.push(pack);
-            }
+            let carrier = numbers.of(pack, &mut moved.carriers);
             let chunk = RestoredChunk { digest, carrier, offset, stored: length, start };
             match moved.restored.last_mut() {
                 Some((last, chunks)) if *last == birth => chunks.push(chunk),
@@ -364,6 +356,22 @@ impl Catalog {
             }
             None => born,
         })
+    }
+}
+
+/// The positions of carriers in a shard's list.
+#[derive(Default)]
+struct CarrierNumbers(HashMap<PackId, u32>);
+
+impl CarrierNumbers {
+    /// The position of a carrier, which is added to the list if it is new.
+    fn of(&mut self, carrier: PackId, list: &mut Vec<PackId>) -> u32 {
+        let next = list.len() as u32;
+        let number = *self.0.entry(carrier).or_insert(next);
+        if number == next {
+            list.push(carrier);
+        }
+        number
     }
 }
 

@@ -332,14 +332,13 @@ impl<'a> Checker<'a> {
             let (needed, is_unneeded) = (lost.needed(self.is_cut), lost.is_unneeded());
             let mut flaw = lost.flaw.unwrap_or_else(|| "it is missing or damaged".to_owned());
             if lost.others > 0 {
-                let others = monitor::count(lost.others, "more block is not", "more blocks are not");
-                flaw = format!("{flaw}; {others} either");
+                flaw = format!("{flaw}; {}", monitor::count(lost.others, "more defect", "more defects"));
             }
-            let (object, is_there) =
-                (name::pack(pack), self.packs.find(pack).is_some_and(|row| self.packs.length(row).is_some()));
+            let object = name::pack(pack);
+            let is_there = self.packs.find(pack).is_some_and(|row| self.packs.length(row).is_some());
             if !self.is_cut && is_unneeded && self.restored.contains(&pack) {
                 let consequence = match is_there {
-                    true => "no snapshot needs what is damaged, since it was stored again; the rest may be needed",
+                    true => "no snapshot needs its damaged part; keep the pack, as other data in it may be needed",
                     false => "no snapshot needs it, since its data was stored again",
                 };
                 self.report.note(format!("{object}: {flaw}; {consequence}"));

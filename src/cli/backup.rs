@@ -72,7 +72,7 @@ const OUTPUT: &str = "Output";
 /// brackfs-adopt(1).
 ///
 /// If packs of the repository are known to be lost or damaged (--recheck, brackfs-catalog-verify(1)), their data is stored again if
-/// it is still at the source. Older snapshots can read such content of files again, too.
+/// it is still at the source. Older snapshots can then read the content of these files, too.
 ///
 /// The repository, brackfs's state directory and its mounts are always left out, except for a mount that is given as PATH.
 ///

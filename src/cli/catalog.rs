@@ -61,11 +61,11 @@ pub(super) struct RebuildArgs {
 /// chunks and directories refer to existing blocks; snapshots exist and use known blocks. Packs are read only with
 /// --read-data.
 ///
-/// Problems are reported, and nothing is changed without --read-data. If there are any, the exit code is 1; `brackfs catalog rebuild` then makes
-/// a catalog that agrees with the repository. While a backup is running, objects it is writing may be reported as missing.
+/// Problems are reported. If there are any, the exit code is 1. Without --read-data, nothing is changed; `brackfs catalog rebuild`
+/// makes a catalog that agrees with the repository. While a backup is running, objects it is writing may be reported as missing.
 ///
-/// With --read-data, the catalog learns which packs are lost or damaged. The next backup stores their data again if it is still
-/// at the source.
+/// With --read-data, lost and damaged packs are noted in the catalog. The next backup stores their data again if it is still at
+/// the source.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -76,7 +76,7 @@ pub(super) struct VerifyArgs {
     repository: RepositoryArg,
     /// Read all packs too, and note in the catalog which ones are lost or damaged
     ///
-    /// The time for the run is that of reading the repository. Meanwhile, other runs that write may go ahead of it.
+    /// This takes as long as reading the whole repository. Another run that needs to write goes first.
     #[arg(long)]
     read_data: bool,
     /// With --read-data: if another run is writing to the repository, wait up to DURATION, then exit with code 11
@@ -87,7 +87,7 @@ pub(super) struct VerifyArgs {
     /// Print the result and problems as JSON, one object per line
     ///
     /// The result has message_type summary, and packs, lost_packs (known to be lost, and no longer used), blocks, chunks,
-    /// snapshots, problems, and with --read-data also read_packs, read_bytes. Problems are written to standard error, with
+    /// snapshots, read_packs and read_bytes (null without --read-data), problems. Problems are written to standard error, with
     /// message_type error, path and message. With --read-data, progress is written as by backup --json; status objects count
     /// packs as files.
     #[arg(long)]
@@ -146,20 +146,18 @@ fn verify(args: &VerifyArgs, global: &Global) -> Result<ExitCode> {
         (view.read(|catalog| inventory.verify(&catalog, &state, &key.certificate()))?, None)
     };
     if args.json {
-        let mut summary = json!({
+        let (read_packs, read_bytes) = read.unzip();
+        output::object(&json!({
             "message_type": "summary",
             "packs": found.packs,
             "lost_packs": found.lost_packs,
             "blocks": found.blocks,
             "chunks": found.chunks,
             "snapshots": found.snapshots,
+            "read_packs": read_packs,
+            "read_bytes": read_bytes,
             "problems": found.problems,
-        });
-        if let Some((packs, bytes)) = read {
-            summary["read_packs"] = packs.into();
-            summary["read_bytes"] = bytes.into();
-        }
-        output::object(&summary)?;
+        }))?;
     } else if global.shows_summary(false) {
         let (packs, blocks) = (count(found.packs, "pack", "packs"), count(found.blocks, "block", "blocks"));
         let (chunks, snapshots) =

@@ -37,12 +37,11 @@ const CACHE: u64 = 16 << 20;
 /// until then, the backup may have been interrupted.
 ///
 /// If data is lost or damaged, run `brackfs catalog verify --read-data` on the machine that is backed up, and then `brackfs
-/// backup`. The backup stores the lost content of files again if it is still at the source, and older snapshots can read it,
+/// backup`. The backup stores the lost content of files again if it is still at the source. Older snapshots can then read it,
 /// too. Lost directories are stored again for new snapshots only. From snapshots that stay damaged, all other files can still be
 /// restored. After these are forgotten and pruned, check finds no problems.
 ///
-/// A pack that is lost or damaged is no problem if no snapshot needs it any more, because its data was stored again. A note says
-/// so.
+/// If the lost or damaged data of a pack was stored again, and all snapshots can read it, a note replaces the problem.
 ///
 /// A line shows the progress on a terminal, and SIGUSR1 prints it. Without --read-data, the percentage is an estimate:
 /// indexes may list chunks that no snapshot needs.

@@ -165,15 +165,14 @@ impl<'s> Publisher<'s> {
         self.commit_catalog()
     }
 
-    /// Lets older snapshots use what was stored of data that they have lost. Returns the number of chunks that got places. No
-    /// pack may be pending.
+    /// Makes lost data that was stored again readable in older snapshots. Returns the number of chunks with a new place. No pack
+    /// may be pending. The next commit completes it.
     pub fn heal(&mut self, monitor: &dyn Monitor, stop: &AtomicBool) -> Result<u64, Error> {
         self.expect_stored()?;
         let (repository, access) = (self.session.repository(), self.session.access());
         let inventory = Inventory { repository, access, monitor, stop };
         let placed = inventory.place_lost_chunks(&self.catalog)?;
         self.session.write_shards(&inventory, &mut self.catalog)?;
-        self.commit_catalog()?;
         Ok(placed)
     }
 

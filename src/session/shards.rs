@@ -8,7 +8,7 @@ use crate::format::moved::Moved;
 use crate::inventory::Inventory;
 
 impl Session<'_> {
-    /// Writes the shards that differ from those in the repository, which they replace. What they name must be stored.
+    /// Replaces the shards in the repository that are out of date. The packs that the new ones name must be stored.
     pub fn write_shards(&self, inventory: &Inventory<'_>, catalog: &mut Catalog) -> Result<(), Error> {
         let prefixes = catalog.dirty_shards()?;
         if prefixes.is_empty() {

@@ -135,7 +135,7 @@ impl<'a> Packer<'a> {
         Ok(self.publisher.commit()?)
     }
 
-    /// Lets older snapshots use what was stored of data that they have lost: see [`Publisher::heal`].
+    /// Makes lost data that was stored again readable in older snapshots: see [`Publisher::heal`].
     pub(in crate::backup) fn heal(&mut self, stop: &AtomicBool) -> Result<u64, Error> {
         Ok(self.publisher.heal(self.monitor, stop)?)
     }
